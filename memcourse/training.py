@@ -37,6 +37,14 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     return [{"params": decaying, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
 
 
+def one_cycle(step: int, steps: int) -> float:
+    """The share of the learning rate at a step: linear to 1 over the first tenth, then down a cosine towards 0."""
+    warm_up = max(1, steps // 10)
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+
+
 def fit(
     model: nn.Module,
     batches: Callable[[int], Batch],
@@ -47,7 +55,7 @@ def fit(
     clip: float = 1.0,
     progress: bool = True,
 ) -> dict[str, list[float]]:
-    """Train with AdamW, a one-cycle learning rate and gradients clipped to the norm `clip`.
+    """Train with AdamW, the learning rate of `one_cycle` and gradients clipped to the norm `clip`.
 
     `batches(step)` gives the batch of a step, so that the same step always sees the same data.  Returns the history:
     "loss" (nats per scored token), "learning_rate" and "gradient_norm" (before clipping), one number per step.
@@ -56,7 +64,7 @@ def fit(
     require(steps >= 1, "steps", steps, "at least 1")
     require(learning_rate > 0, "learning_rate", learning_rate, "greater than 0")
     optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay), lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps + 1, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step, steps))
     history: dict[str, list[float]] = {"loss": [], "learning_rate": [], "gradient_norm": []}
     device = next(model.parameters()).device
     model.train()

@@ -1,0 +1,86 @@
+"""Loss, evaluation and the training loop against numbers worked out by hand."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from memcourse import Batch, CausalAttention, MemoryTransformer, evaluate, fit
+from memcourse.training import loss_of, parameter_groups
+
+
+class Fixed(nn.Module):
+    """A model that says the same of every token: logits (0, log 2, log 5), so probabilities 1/8, 2/8, 5/8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor([0.0, math.log(2), math.log(5)]))
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, None]:
+        return self.logits.expand(*tokens.shape, 3), None
+
+
+TARGETS = torch.tensor([[0, 1, -100], [2, -100, 2]])
+NATS = -(math.log(1 / 8) + math.log(2 / 8) + 2 * math.log(5 / 8)) / 4
+
+
+def test_the_loss_is_the_mean_over_scored_targets() -> None:
+    logits = Fixed()(TARGETS)[0]
+    assert loss_of(logits, TARGETS).item() == pytest.approx(NATS)
+
+
+def test_evaluate_weights_every_scored_target_alike() -> None:
+    one, rest = Batch(TARGETS[:1], TARGETS[:1]), Batch(TARGETS[1:], TARGETS[1:])
+    found = evaluate(Fixed(), [one, rest])
+    assert found["loss"] == pytest.approx(NATS)
+    assert found["perplexity"] == pytest.approx(math.exp(NATS))
+    assert found["accuracy"] == 0.5
+
+
+def test_evaluate_leaves_the_mode_as_it_was() -> None:
+    model = Fixed().train()
+    evaluate(model, [Batch(TARGETS, TARGETS)])
+    assert model.training
+
+
+def test_fit_finds_the_best_constant_answer() -> None:
+    model = Fixed()
+    history = fit(model, lambda _: Batch(TARGETS, TARGETS), steps=200, learning_rate=0.1, progress=False)
+    assert model.logits.softmax(-1).tolist() == pytest.approx([0.25, 0.25, 0.5], abs=0.01)
+    assert len(history["loss"]) == len(history["learning_rate"]) == len(history["gradient_norm"]) == 200
+    assert history["loss"][0] == pytest.approx(NATS)
+    assert max(history["learning_rate"]) == pytest.approx(0.1)
+
+
+def test_the_same_seed_gives_the_same_history() -> None:
+    def run() -> list[float]:
+        torch.manual_seed(5)
+        model = MemoryTransformer(7, 8, 1, lambda: CausalAttention(8, 2))
+        tokens = torch.arange(10).view(2, 5) % 7
+        return fit(model, lambda _: Batch(tokens, tokens), steps=5, progress=False)["loss"]
+
+    assert run() == run()
+
+
+def test_norms_and_embeddings_do_not_decay() -> None:
+    model = MemoryTransformer(7, 8, 2, lambda: CausalAttention(8, 2))
+    decaying, free = parameter_groups(model, 0.1)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert {names[id(p)] for p in free["params"]} == {n for n in names.values() if "norm" in n or "embedding" in n}
+    assert (decaying["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
+    assert len(decaying["params"]) + len(free["params"]) == len(names)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_last_good_weights() -> None:
+    model = Fixed()
+
+    def batches(step: int) -> Batch:
+        if step == 3:
+            with torch.no_grad():
+                model.good = model.logits.clone()
+                model.logits += math.nan
+        return Batch(TARGETS, TARGETS)
+
+    with pytest.raises(FloatingPointError, match="step 3"):
+        fit(model, batches, steps=9, progress=False)
