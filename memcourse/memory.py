@@ -151,8 +151,8 @@ def load(path: str | os.PathLike[str], like: Any) -> Any:
     names = sorted(found.keys() ^ expected.keys())
     require(not names, "path", path, f"the state of a layer like this one; these tensors differ: {names}")
     for name, leaf in found.items():
-        fits = leaf.dtype == expected[name].dtype and leaf.ndim == expected[name].ndim
-        require(fits, f"{name} in {path}", f"{leaf.dtype} with {leaf.ndim} dimensions", "as in `like`")
+        kind, wanted = (f"{part.dtype} with {part.ndim} dimensions" for part in (leaf, expected[name]))
+        require(kind == wanted, f"{name} in {path}", kind, f"{wanted}, as in `like`")
     return _rebuild(like, found)
 
 

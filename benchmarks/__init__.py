@@ -1,0 +1,1 @@
+"""Speed as ratios measured in one run against a named peer or a limit: `make bench`, or `python -m benchmarks`."""
