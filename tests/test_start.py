@@ -1,0 +1,212 @@
+"""The learner's copy: nothing of theirs is ever lost, and an interrupted run can be finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+import memcourse
+from memcourse.course import start as module
+from memcourse.course.start import MANIFEST, CannotStart, find_copy, read_manifest, start
+
+NAMES = ["chapters/01_a.ipynb", "chapters/02_b.ipynb", "exercises/01_a.ipynb", "solutions/01_a.ipynb"]
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    root = tmp_path / "repository"
+    for name in NAMES:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"{name}, first")
+    monkeypatch.setattr(module, "repository", lambda: root)
+    return root
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    return tmp_path / "my_course"
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*.ipynb")}
+
+
+def test_a_first_copy_is_complete_and_recorded(repository: Path, copy: Path) -> None:
+    summary = start(copy)
+    assert summary.added == NAMES and not summary.updated and not summary.kept
+    assert contents(copy) == contents(repository)
+    assert read_manifest(copy).version == memcourse.__version__
+    assert sorted(read_manifest(copy).files) == NAMES
+    assert "4 added" in str(summary)
+
+
+def test_a_second_run_writes_no_notebook(repository: Path, copy: Path) -> None:
+    start(copy)
+    before = {name: (copy / name).stat().st_mtime_ns for name in NAMES}
+    summary = start(copy)
+    assert (summary.added, summary.updated, summary.kept) == ([], [], [])
+    assert {name: (copy / name).stat().st_mtime_ns for name in NAMES} == before
+    assert "up to date" in str(summary)
+
+
+def test_a_new_version_updates_what_is_untouched_and_keeps_the_learners_work(
+    repository: Path, copy: Path
+) -> None:
+    start(copy)
+    (copy / NAMES[0]).write_text("mine, and the course changes it too")
+    (copy / NAMES[2]).write_text("mine, and the course leaves it alone")
+    (copy / "notes.ipynb").write_text("my own notebook")
+    for name in (NAMES[0], NAMES[1]):
+        (repository / name).write_text("second")
+    summary = start(copy)
+    assert summary.updated == [NAMES[1]]
+    assert summary.kept == [NAMES[0], NAMES[2]]
+    assert summary.superseded == [NAMES[0]]
+    assert contents(copy) == {
+        NAMES[0]: "mine, and the course changes it too",
+        NAMES[1]: "second",
+        NAMES[2]: "mine, and the course leaves it alone",
+        NAMES[3]: f"{NAMES[3]}, first",
+        "notes.ipynb": "my own notebook",
+    }
+    assert NAMES[0] in str(summary) and "rename" in str(summary)
+
+    (repository / NAMES[0]).write_text("third")  # a later version still finds the learner's file theirs
+    assert start(copy).kept == [NAMES[0], NAMES[2]]
+    assert (copy / NAMES[0]).read_text() == "mine, and the course changes it too"
+
+
+def test_a_renamed_notebook_stays_and_its_original_comes_back(repository: Path, copy: Path) -> None:
+    start(copy)
+    (copy / NAMES[2]).write_text("mine")
+    (copy / NAMES[2]).rename(copy / "exercises/mine.ipynb")
+    assert start(copy).added == [NAMES[2]]
+    assert (copy / "exercises/mine.ipynb").read_text() == "mine"
+
+
+@pytest.mark.parametrize("n_files", range(4))  # of three notebooks and the manifest
+def test_an_interrupted_update_leaves_whole_files_and_the_next_run_finishes(
+    repository: Path, copy: Path, monkeypatch: pytest.MonkeyPatch, n_files: int
+) -> None:
+    start(copy)
+    (copy / NAMES[1]).write_text("mine")
+    first = contents(copy)
+    for name in NAMES:
+        (repository / name).write_text(f"{name}, second")
+
+    replace, calls = os.replace, []
+
+    def interrupted(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == n_files + 1:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        start(copy)
+    second = contents(repository)
+    assert all(text in (first[name], second[name]) for name, text in contents(copy).items())
+    assert not list(copy.rglob("*.tmp"))
+
+    assert start(copy).kept == [NAMES[1]]
+    assert contents(copy) == second | {NAMES[1]: "mine"}
+
+
+def test_files_that_were_copied_but_not_recorded_are_recognised(repository: Path, copy: Path) -> None:
+    start(copy)
+    (copy / MANIFEST).unlink()
+    (copy / NAMES[3]).write_text("mine")
+    summary = start(copy)
+    assert summary.kept == [NAMES[3]] and not summary.added and not summary.updated
+    assert (copy / NAMES[3]).read_text() == "mine"
+
+
+def test_an_unreadable_manifest_changes_nothing(repository: Path, copy: Path) -> None:
+    start(copy)
+    (copy / MANIFEST).write_text('{"version": ')
+    (repository / NAMES[0]).write_text("second")
+    before = contents(copy)
+    with pytest.raises(CannotStart, match="unreadable"):
+        start(copy)
+    assert contents(copy) == before and (copy / MANIFEST).read_text() == '{"version": '
+
+
+@pytest.mark.parametrize("place", [".", "chapters", "exercises/copy"])
+def test_the_course_is_not_copied_onto_itself(repository: Path, place: str) -> None:
+    with pytest.raises(CannotStart, match="the course itself"):
+        start(repository / place)
+    assert not list(repository.rglob(MANIFEST))
+
+
+def test_a_file_in_the_folders_place_is_named(repository: Path, copy: Path) -> None:
+    copy.write_text("not a folder")
+    with pytest.raises(CannotStart, match=re.escape(str(copy))):
+        start(copy)
+    assert copy.read_text() == "not a folder"
+
+
+def test_without_a_repository_a_sentence_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "repository", lambda: tmp_path)
+    with pytest.raises(CannotStart, match="clone the course"):
+        start(tmp_path / "copy")
+    assert not list(tmp_path.iterdir())
+
+
+def test_find_copy(repository: Path, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_copy(tmp_path) is None
+    start(copy)
+    assert find_copy(tmp_path) == find_copy(copy) == find_copy(copy / "exercises") == copy
+    monkeypatch.chdir(copy / "chapters")
+    assert find_copy() == copy
+    (tmp_path / "elsewhere").mkdir()
+    assert find_copy(tmp_path / "elsewhere") is None
+
+
+def first_answer(server: subprocess.Popen[bytes], log: Path) -> tuple[str, str]:
+    """The address that the server prints, and the page there once it listens (a moment later)."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            address = re.findall(r"http://127\.0\.0\.1:\d+/\S+token=\w+\n", log.read_text())[0].strip()
+            with urllib.request.urlopen(address, timeout=30) as page:
+                return address, page.read().decode()
+        except (IndexError, urllib.error.URLError):
+            assert server.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+
+
+def test_lab_serves_the_copy_at_its_first_chapter(repository: Path, copy: Path, tmp_path: Path) -> None:
+    pytest.importorskip("jupyterlab", reason="needs JupyterLab")
+    program = (
+        "import sys, pathlib; from memcourse.course import start\n"
+        "start.repository = lambda: pathlib.Path(sys.argv[1])\n"
+        "start.lab(sys.argv[2])\n"
+    )
+    environment = os.environ | {
+        "BROWSER": "no-such-browser",
+        "MEMCOURSE_DATA": "data",
+        "PYTHONPATH": str(Path(memcourse.__file__).parents[1]),
+    }
+    log = tmp_path / "log"
+    with log.open("w") as out:
+        command = [sys.executable, "-c", program, str(repository), str(copy)]
+        server = subprocess.Popen(command, stdout=out, stderr=out, env=environment, cwd=tmp_path)
+    try:
+        address, page = first_answer(server, log)
+        assert "/lab/tree/chapters/01_a.ipynb?token=" in address and "JupyterLab" in page
+        listing = address.replace("/lab/tree/chapters/01_a.ipynb", "/api/contents/")
+        with urllib.request.urlopen(listing, timeout=30) as page:
+            assert {entry["name"] for entry in json.load(page)["content"]} == set(module.PARTS)
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
