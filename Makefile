@@ -21,8 +21,8 @@ test: environment ## style, types, tests and notebooks (minutes)
 	$(RUN) -m mypy memcourse
 	$(RUN) -m pytest tests
 	MEMCOURSE_SHAPE_CHECKS=0 $(RUN) -m pytest tests/bad_input
-	$(RUN) -m pytest --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 120 chapters solutions
-	$(RUN) -m pytest --nbval-lax --nbval-cell-timeout 120 exercises
+	$(RUN) -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 120 chapters solutions
+	$(RUN) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 120 exercises
 
 test-all: test ## the same, then the slow tests (training, the wheel in an empty environment)
 	$(RUN) -m pytest -m slow tests

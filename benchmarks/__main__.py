@@ -23,7 +23,13 @@ def main() -> int:
     if "--json" in sys.argv[1:]:
         print(json.dumps([asdict(row) for row in rows], indent=2))
     else:
-        table = Table("measured", "figure", "limit", "kept", title=f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+        table = Table(
+            "measured",
+            "figure",
+            "limit",
+            "kept",
+            title=f"torch {torch.__version__}, {torch.get_num_threads()} threads",
+        )
         for row in rows:
             table.add_row(row.what, row.figure, row.limit, "yes" if row.kept else "NO")
         Console().print(table)

@@ -37,5 +37,7 @@ def rows() -> Iterator[Row]:
 
         for name, run in (("forward", forward), ("forward and backward", both_ways)):
             found = ratio(lambda: run(ours, x), lambda: run(theirs, x, x, x, need_weights=False))  # noqa: B023
-            what = f"MultiHeadAttention, {name}, B={B} T={T} D={D} H={H} on {device}: time / torch.nn.MultiheadAttention"
+            what = (
+                f"MultiHeadAttention, {name}, B={B} T={T} D={D} H={H} on {device}: time / torch.nn.MultiheadAttention"
+            )
             yield Row(what, f"{found:.2f}x", "at most 1.05x (no slower)", found <= 1.05)

@@ -1,6 +1,6 @@
 """Attention is a soft dictionary: the context's keys and values are the memory, a query reads a weighted sum.
 
-    weights = softmax(query keys^T / sqrt(d))          read = weights values
+weights = softmax(query keys^T / sqrt(d))          read = weights values
 """
 
 import math
@@ -76,7 +76,12 @@ def hopfield_step(
     """
     require(beta > 0, "beta", beta, "greater than 0")
     fits = patterns.ndim >= 2 and query.ndim >= 1 and patterns.shape[-1] == query.shape[-1]
-    require(fits, "patterns", tuple(patterns.shape), f"(..., n, {query.shape[-1] if query.ndim else 'd'}) as wide as the query")
+    require(
+        fits,
+        "patterns",
+        tuple(patterns.shape),
+        f"(..., n, {query.shape[-1] if query.ndim else 'd'}) as wide as the query",
+    )
     return (beta * query @ patterns.mT).softmax(dim=-1) @ patterns
 
 
@@ -111,7 +116,12 @@ class AdditiveAttention(nn.Module):
             fits = tensor.ndim == 3 and tensor.shape[-1] == width
             require(fits, name, tuple(tensor.shape), f"(batch, length, {width})")
         same_length = value.shape[:2] == key.shape[:2]
-        require(same_length, "value", tuple(value.shape), f"({len(key)}, {key.shape[1]}, d_value), as long as the key")
+        require(
+            same_length,
+            "value",
+            tuple(value.shape),
+            f"({len(key)}, {key.shape[1]}, d_value), as long as the key",
+        )
         check_mask(mask, query.shape[1], key.shape[1])
         hidden = torch.tanh(self.query(query)[:, :, None] + self.key(key)[:, None])  # (B, T, S, hidden_dim)
         weights = masked_softmax(self.score(hidden).squeeze(-1), mask)  # (B, T, S)
@@ -181,7 +191,7 @@ class MultiHeadAttention(nn.Module):
         if mask is not None and mask.ndim == 3:
             mask = mask[:, None]  # (B, 1, T, S): the same for every head
         query, key, value = self.heads.split(x, memory)
-        return self.heads.merge(masked_attention(query, key, value, mask, causal=causal and mask is None))
+        return self.heads.merge(masked_attention(query, key, value, mask, causal=bool(causal) and mask is None))
 
 
 def masked_attention(
@@ -244,9 +254,7 @@ class CausalAttention(SequenceMemory):
     ) -> KeyValueCache:
         d_model, n_heads, window = self.config.values()
         entries = 0 if window is None else window - 1
-        empty = torch.zeros(
-            batch_size, n_heads, entries, d_model // n_heads, device=device, dtype=state_dtype(dtype)
-        )
+        empty = torch.zeros(batch_size, n_heads, entries, d_model // n_heads, device=device, dtype=state_dtype(dtype))
         return KeyValueCache(empty, empty.clone(), torch.zeros(batch_size, dtype=torch.long, device=device))
 
     def advance(self, x: Tensor, state: Any) -> tuple[Tensor, KeyValueCache]:
@@ -282,9 +290,7 @@ def _look_in_window(query: Tensor, keys: Tensor, values: Tensor, filled: Tensor)
     padding = n_blocks * block - T
     query, keys, values = (F.pad(part, (0, 0, 0, padding)) for part in (query, keys, values))
     filled = F.pad(filled, (0, padding), value=True).unfold(1, S + block, block)  # (B, n, S + block)
-    keys, values = (
-        rearrange(part.unfold(2, S + block, block), "b h n d s -> (b n) h s d") for part in (keys, values)
-    )
+    keys, values = (rearrange(part.unfold(2, S + block, block), "b h n d s -> (b n) h s d") for part in (keys, values))
     ones = torch.ones(block, S + block, dtype=torch.bool, device=query.device)
     band = ones.triu() & ones.tril(S)  # query i sees entries i ... i + S of its block's keys
     mask = rearrange(band & filled[:, :, None], "b n t s -> (b n) 1 t s")

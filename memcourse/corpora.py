@@ -38,9 +38,7 @@ BLANK_LINES = re.compile(r"\n\s*\n")
 LEFT_OUT = {
     "distutils", "encodings", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "tkinter", "turtledemo"
 }  # fmt: skip
-TEXT_FONT = re.compile(
-    r"(DejaVu(Sans|SansMono|Serif)|STIXGeneral|cm(b|r|ss|ti|tt)10)(-?(Bold?|Ita(lic)?|Oblique)+)?"
-)
+TEXT_FONT = re.compile(r"(DejaVu(Sans|SansMono|Serif)|STIXGeneral|cm(b|r|ss|ti|tt)10)(-?(Bold?|Ita(lic)?|Oblique)+)?")
 
 
 class Split(NamedTuple):
@@ -131,9 +129,7 @@ def digits() -> Split:
     bunch = needs("sklearn.datasets", "scikit-learn").load_digits()
     labels = torch.tensor(bunch.target, dtype=torch.int64)
     images = torch.tensor(bunch.images, dtype=torch.uint8)
-    rank = torch.stack([(labels == label).cumsum(0) for label in range(10)])[
-        labels, torch.arange(len(labels))
-    ]
+    rank = torch.stack([(labels == label).cumsum(0) for label in range(10)])[labels, torch.arange(len(labels))]
     names = tuple(string.digits)
     train, test = (
         Images(images[rows], labels[rows], torch.zeros_like(labels[rows]), names, ("digits",))
@@ -155,12 +151,8 @@ def glyphs() -> Images:
         font = fonts.truetype(path, size=18)
         for character in characters:
             canvas = image.new("L", (28, 28))
-            draw.Draw(canvas).text(
-                (14, 21), character, fill=255, font=font, anchor="ms"
-            )  # middle, on the baseline
+            draw.Draw(canvas).text((14, 21), character, fill=255, font=font, anchor="ms")  # middle, on the baseline
             canvases.append(np.array(canvas))
     labels = torch.arange(len(characters)).repeat(len(paths))
     domains = torch.arange(len(paths)).repeat_interleave(len(characters))
-    return Images(
-        torch.from_numpy(np.stack(canvases)), labels, domains, characters, tuple(path.stem for path in paths)
-    )
+    return Images(torch.from_numpy(np.stack(canvases)), labels, domains, characters, tuple(path.stem for path in paths))

@@ -39,7 +39,7 @@ class SequenceMemory(nn.Module):
     """
 
     level: ClassVar[str]
-    differentiable_write: ClassVar[bool] = True
+    differentiable_write: bool = True
     config: dict[str, Any]
 
     def initial_state(
@@ -100,7 +100,9 @@ def leaves(state: Any, prefix: str = "") -> dict[str, Tensor]:
     if isinstance(state, Tensor):
         return {prefix.removesuffix("."): state}
     if not isinstance(state, tuple | list):
-        raise ValueError(f"state must be a (nested) NamedTuple of tensors, got {type(state).__name__} at {prefix or 'the top'}")
+        raise ValueError(
+            f"state must be a (nested) NamedTuple of tensors, got {type(state).__name__} at {prefix or 'the top'}"
+        )
     names = getattr(state, "_fields", range(len(state)))
     return {
         path: leaf
@@ -147,7 +149,7 @@ def load(path: str | os.PathLike[str], like: Any) -> Any:
     """
     expected = leaves(like)
     with safe_open(path, framework="pt") as file:
-        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        found = {name: file.get_tensor(name) for name in file.keys()}
     names = sorted(found.keys() ^ expected.keys())
     require(not names, "path", path, f"the state of a layer like this one; these tensors differ: {names}")
     for name, leaf in found.items():

@@ -144,9 +144,7 @@ def babi_questions(text: str) -> list[Question]:
             rows: dict[str, int] = {}  # ids also count the questions in between
         if "\t" in rest:
             question, answer, facts = rest.split("\t")
-            asked = Question(
-                tuple(story), question.strip(), answer, tuple(rows[fact] for fact in facts.split())
-            )
+            asked = Question(tuple(story), question.strip(), answer, tuple(rows[fact] for fact in facts.split()))
             questions.append(asked)
         else:
             rows[number] = len(story)
@@ -155,9 +153,7 @@ def babi_questions(text: str) -> list[Question]:
 
 
 def tatoeba(name: str, archive: bytes) -> Pairs:
-    return pairs(
-        name, [line.split("\t")[:2] for line in members(archive)["fra.txt"].decode().strip().split("\n")]
-    )
+    return pairs(name, [line.split("\t")[:2] for line in members(archive)["fra.txt"].decode().strip().split("\n")])
 
 
 def python_docs_en_fr(name: str, packed: bytes) -> Pairs:
@@ -210,12 +206,8 @@ def fashion_mnist(name: str, sprite: bytes) -> Images:
 def swadesh(name: str, archive: bytes) -> dict[str, list[tuple[str, ...]]]:
     """Row n of every list is concept n."""
     files = members(archive)
-    lists = {
-        language: files[f"panlex_swadesh/swadesh207/{language}-000.txt"].decode() for language in LANGUAGES
-    }
-    return {
-        language: [tuple(line.split("\t")) for line in text.splitlines()] for language, text in lists.items()
-    }
+    lists = {language: files[f"panlex_swadesh/swadesh207/{language}-000.txt"].decode() for language in LANGUAGES}
+    return {language: [tuple(line.split("\t")) for line in text.splitlines()] for language, text in lists.items()}
 
 
 def text_of(content: bytes) -> str:

@@ -31,7 +31,8 @@ def loss_of(logits: Float[Tensor, "batch time vocab"], targets: Int[Tensor, "bat
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Matrices decay; vectors (norms, gates, biases) and embeddings do not."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    decaying, free = [], []
+    decaying: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for parameter in model.parameters():
         (decaying if parameter.ndim >= 2 and id(parameter) not in embeddings else free).append(parameter)
     return [{"params": decaying, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
@@ -73,12 +74,14 @@ def fit(
         batch = Batch(*(part.to(device) for part in batches(step)))
         loss = loss_of(model(batch.tokens)[0], batch.targets)
         if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"the loss is {loss.item()} at step {step}; try a lower learning_rate than {learning_rate}")
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at step {step}; try a lower learning_rate than {learning_rate}"
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
         history["loss"].append(loss.item())
-        history["learning_rate"].append(schedule.get_last_lr()[0])
+        history["learning_rate"].append(float(schedule.get_last_lr()[0]))
         history["gradient_norm"].append(norm.item())
         optimizer.step()
         schedule.step()
@@ -102,4 +105,8 @@ def evaluate(model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
         count += scored.sum().item()
     model.train(was_training)
     require(count > 0, "batches", "no scored target", "batches with at least one scored target")
-    return {"loss": loss / count, "perplexity": math.exp(min(loss / count, 700.0)), "accuracy": correct / count}
+    return {
+        "loss": loss / count,
+        "perplexity": math.exp(min(loss / count, 700.0)),
+        "accuracy": correct / count,
+    }

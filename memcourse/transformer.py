@@ -1,8 +1,8 @@
 """The one language model that hosts any memory.
 
-    x_t = e_t + W e_{t-1}                         embedding and one-token shift
-    x <- x + mixer(norm(x));  x <- x + ff(norm(x))    in every layer, or whatever a block-level memory does
-    logits = norm(x) E^T                          E: the embedding, used again
+x_t = e_t + W e_{t-1}                         embedding and one-token shift
+x <- x + mixer(norm(x));  x <- x + ff(norm(x))    in every layer, or whatever a block-level memory does
+logits = norm(x) E^T                          E: the embedding, used again
 """
 
 import json
@@ -94,7 +94,12 @@ class MemoryTransformer(SequenceMemory):
         for name, size in (("vocab_size", vocab_size), ("d_model", d_model), ("n_layers", n_layers)):
             require(size >= 1, name, size, "at least 1")
         makers = [memory] * n_layers if callable(memory) else list(memory)
-        require(len(makers) == n_layers, "memory", f"{len(makers)} makers", f"one maker, or n_layers={n_layers} of them")
+        require(
+            len(makers) == n_layers,
+            "memory",
+            f"{len(makers)} makers",
+            f"one maker, or n_layers={n_layers} of them",
+        )
         self.embedding = nn.Embedding(vocab_size, d_model)
         nn.init.normal_(self.embedding.weight, std=0.02)
         self.shift = nn.Linear(d_model, d_model, bias=False)
@@ -191,7 +196,7 @@ class MemoryTransformer(SequenceMemory):
             require(config is not None, "path", path, "a file written by MemoryTransformer.save")
             differences = _differences(self.config, config)
             require(not differences, "path", path, f"a model of this configuration; {'; '.join(differences)}")
-            self.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            self.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
         return self
 
 

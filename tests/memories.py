@@ -24,7 +24,9 @@ class Memory:
         torch.manual_seed(1)
         return self.cls(**self.arguments | changed).to(device, dtype)
 
-    def inputs(self, device: str, time: int, *, batch: int = 3, dtype: torch.dtype = torch.float64, seed: int = 2) -> Tensor:
+    def inputs(
+        self, device: str, time: int, *, batch: int = 3, dtype: torch.dtype = torch.float64, seed: int = 2
+    ) -> Tensor:
         """Vectors for a mixer or a block, tokens for a model: (B, T, D) or (B, T)."""
         generator = torch.Generator().manual_seed(seed)
         if self.cls.level == "model":

@@ -118,7 +118,11 @@ class StateInHalfPrecision(CausalAttention):
         return y, after._replace(key=after.key.bfloat16(), value=after.value.bfloat16())
 
     def accept(self, state: Any, *args: Any) -> Any:
-        return super().accept(None, *args) if state is None else state._replace(key=state.key.float(), value=state.value.float())
+        return (
+            super().accept(None, *args)
+            if state is None
+            else state._replace(key=state.key.float(), value=state.value.float())
+        )
 
 
 class DividesByTheNorm(CausalAttention):
@@ -138,7 +142,6 @@ class AcceptsAnything(CausalAttention):
 
 
 class ParameterOutOfUse(CausalAttention):
-
     def __init__(self, d_model: int, n_heads: int, *, window: int | None = None) -> None:
         super().__init__(d_model, n_heads, window=window)
         self.unused = nn.Parameter(torch.zeros(d_model))

@@ -1,0 +1,259 @@
+"""Whatever an answer does, it costs its own points and nothing else."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from memcourse.course import sandbox
+from memcourse.course.answers import collect
+from memcourse.course.checks import all_exercises
+
+EXERCISE = next(exercise for exercise in all_exercises() if exercise.name == "attention_weights")
+GOOD = "def attention_weights(query, key):\n    return (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1)"
+
+
+def run(*cells, **limits):
+    return sandbox.run(EXERCISE, collect(cells).closure("attention_weights"), **limits)
+
+
+def answer(body, before=""):
+    lines = "".join(f"    {line}\n" for line in body.splitlines())
+    return f"import os, sys, time\n{before}\ndef attention_weights(query, key):\n{lines}    return query\n"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server():
+    """It makes a temporary folder of its own, which stays until the tests end."""
+    assert run(GOOD).outcome == "passed"
+
+
+@pytest.fixture
+def nothing_else(tmp_path, monkeypatch, capfd):
+    """The caller's folder, files, output, temporary files and processes are the same afterwards."""
+    temporary, folder = tmp_path / "temporary", tmp_path / "folder"
+    temporary.mkdir()
+    folder.mkdir()
+    (folder / "mine.txt").write_text("mine")
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.chdir(folder)
+    environment = without_pytest(os.environ)
+    yield
+    assert Path.cwd() == folder
+    assert [path.name for path in folder.iterdir()] == ["mine.txt"] and (
+        folder / "mine.txt"
+    ).read_text() == "mine"
+    assert list(temporary.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+    assert without_pytest(os.environ) == environment
+    if sys.platform == "linux":
+        assert living_in(temporary) == []
+
+
+def without_pytest(environment):
+    return {name: value for name, value in environment.items() if name != "PYTEST_CURRENT_TEST"}
+
+
+def living_in(folder):
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            known = os.readlink(entry / "cwd") + (entry / "environ").read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if str(folder) in known:
+            found.append(entry.name)
+    return found
+
+
+def test_a_good_answer_passes_with_all_its_points(nothing_else):
+    report = run(GOOD)
+    assert (report.outcome, report.points, report.max_points) == ("passed", EXERCISE.points, EXERCISE.points)
+    assert "values" in report.stages
+
+
+def test_an_untouched_stub_is_not_attempted(nothing_else):
+    assert run(EXERCISE.stub).outcome == "not attempted"
+
+
+LATE, TOO_BIG, ZERO = "It took longer than 1 s", "It used more than 256 MB of memory", "ZeroDivisionError"
+ALL_PIPES = "for n in range(3, 99):\n    try:\n        {}\n    except OSError: pass\n"
+HOSTILE = {  # what it does: (the cell, what the report says)
+    "loops for ever": (answer("while True: pass"), LATE),
+    "sleeps": (answer("time.sleep(99)"), LATE),
+    "loops while it is defined": (answer("", "@(lambda f: [0 for _ in iter(int, 1)])"), LATE),
+    "ignores signals": (
+        answer("import signal\nfor s in (2, 14, 15): signal.signal(s, signal.SIG_IGN)\nwhile True: pass"),
+        LATE,
+    ),
+    "fills the memory": (answer("x = []\nwhile True: x.append(bytearray(1 << 24))"), TOO_BIG),
+    "keeps what it filled": (answer("while True: kept.append(bytearray(1 << 16))", "kept = []"), TOO_BIG),
+    "asks torch for too much": (answer("import torch\ntorch.zeros(1 << 40)"), TOO_BIG),
+    "ends the process": (
+        answer("os._exit(3)"),
+        "It ended the process (exit code 3) before the checks were done.",
+    ),
+    "ends it as if all were well": (answer("os._exit(0)"), "It ended the process (exit code 0)"),
+    "exits while it is defined": (answer("", "@lambda f: os._exit(5)"), "It ended the process (exit code 5)"),
+    "raises SystemExit": (answer("sys.exit(4)"), "SystemExit: 4"),
+    "raises KeyboardInterrupt": (answer("raise KeyboardInterrupt"), "KeyboardInterrupt"),
+    "kills itself": (answer("os.kill(os.getpid(), 9)"), "It was ended by signal 9"),
+    "kills its parent": (answer("os.kill(os.getppid(), 9)\nos._exit(0)"), "It ended the process"),
+    "segfaults": (answer("import ctypes\nctypes.string_at(0)"), "It was ended by signal 11"),
+    "cannot be imported": (
+        "import no_such_module\n" + answer("no_such_module.x"),
+        "No module named 'no_such_module'",
+    ),
+    "prints a megabyte": (answer("print('x' * (1 << 20))\nos.write(2, b'y' * (1 << 20))\n1 / 0"), ZERO),
+    "reads what nobody types": (answer("input()"), "EOFError"),
+    "changes the folder": (answer("os.chdir('/')\nos.environ['HOME'] = '/'\n1 / 0"), ZERO),
+    "writes and deletes files": (answer("open('mine.txt', 'w').close()\nos.remove('mine.txt')\n1 / 0"), ZERO),
+    "writes a huge file": (answer("open('big', 'wb').write(bytes(1 << 26))"), "File too large"),
+    "recurses for ever": (answer("return attention_weights(query, key)"), "RecursionError"),
+    "recurses without a limit": (
+        answer("sys.setrecursionlimit(10 ** 9)\nx = ()\nfor _ in range(300_000): x = (x,)\nhash(x)"),
+        "It was ended by signal 11",
+    ),
+    "leaves a child": (
+        answer(
+            "from subprocess import Popen\nPopen(['sleep', '60'], start_new_session=True, cwd='/')\n1 / 0"
+        ),
+        ZERO,
+    ),
+    "leaves a fork": (answer("if os.fork() == 0:\n    os.setsid()\n    time.sleep(60)\n1 / 0"), ZERO),
+    "leaves a thread": (
+        answer("from threading import Thread\nThread(target=time.sleep, args=(60,)).start()\n1 / 0"),
+        ZERO,
+    ),
+    "writes on every pipe": (
+        answer(ALL_PIPES.format("os.write(n, b'rubbish\\n')") + "os._exit(0)"),
+        "could not be read",
+    ),
+    "fills every pipe": (
+        answer(ALL_PIPES.format("while True: os.write(n, b'x' * 65536)")),
+        "too long to be read",
+    ),
+    "closes every pipe": (answer("os.closerange(3, 99)\nos._exit(6)"), "exit code 6"),
+    "closes every pipe and waits": (answer("os.closerange(3, 99)\ntime.sleep(60)"), LATE),
+    "raises a megabyte": (answer("raise ValueError('\\ud800\\x1b[2J' + 'x' * (1 << 20))"), "ValueError"),
+    "replaces what the grader uses": (
+        answer("import json, pytest\njson.dumps = pytest.main = print = None\nos._exit(7)"),
+        "It ended the process (exit code 7)",
+    ),
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals and limits are POSIX")
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_a_hostile_answer_costs_its_own_points(hostile, nothing_else):
+    cell, said = HOSTILE[hostile]
+    with ThreadPoolExecutor(2) as pool:
+        report, neighbour = pool.submit(run, cell, seconds=1.0, memory_bytes=1 << 28), pool.submit(run, GOOD)
+    assert report.result().outcome == "crashed"
+    assert report.result().points == 0
+    assert said in report.result().message
+    assert len(report.result().message) < 5000 and "\x1b" not in report.result().message
+    report.result().message.encode()
+    # A neighbour is never blamed; killing the server takes its exit code with it, and no answer but that one.
+    assert neighbour.result().outcome == "passed"
+
+
+def test_the_limit_is_the_exercises_unless_another_is_given(nothing_else):
+    import dataclasses
+
+    quick = dataclasses.replace(EXERCISE, time_limit=0.3)
+    started = time.monotonic()
+    report = sandbox.run(quick, collect([answer("while True: pass")]).closure("attention_weights"))
+    assert "longer than 0.3 s" in report.message
+    assert time.monotonic() - started < 5
+
+
+def test_an_answer_costs_little_after_the_first(nothing_else):
+    run(GOOD)
+    started = time.monotonic()
+    run(GOOD)
+    assert time.monotonic() - started < 1.0  # importing torch alone takes longer
+
+
+def test_a_crash_names_the_learners_own_line(nothing_else):
+    message = run("import torch", "# mine\n" + GOOD.replace("softmax", "sofmax")).message
+    assert "line 3 of your notebook, cell 2" in message
+    assert "return (query @ key.mT / query.shape[-1] ** 0.5).sofmax(-1)" in message
+
+
+def test_a_definition_that_raises_names_its_line(nothing_else):
+    message = run("x = 1", "half = 1 / 0", GOOD.replace("0.5", "half")).message
+    assert (
+        "while it was defined, at line 1 of your notebook, cell 2:\n    half = 1 / 0\nZeroDivisionError"
+        in message
+    )
+
+
+def test_modules_beside_the_notebook_are_found(nothing_else, tmp_path):
+    (tmp_path / "helpers_of_mine.py").write_text(GOOD)
+    cell = (
+        "from helpers_of_mine import attention_weights as f\ndef attention_weights(*given): return f(*given)"
+    )
+    assert run(cell, folder=tmp_path).outcome == "passed"
+    assert "No module named" in run(cell).message
+
+
+def test_modules_in_the_current_folder_do_not_reach_the_grader(tmp_path):
+    for name in ("json", "typing", "torch", "multiprocessing"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('shadowed')")
+    code = (
+        "import sys; sys.path.remove('')\nfrom tests.test_sandbox import run, GOOD\nprint(run(GOOD).outcome)"
+    )
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout == "passed\n", done.stderr
+
+
+def test_stop_ends_the_answer_at_once(nothing_else):
+    stop = threading.Event()
+    started = time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run, answer("time.sleep(60)"), seconds=60, stop=stop)
+        time.sleep(0.3)
+        stop.set()
+        with pytest.raises(sandbox.Stopped):
+            running.result()
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_ctrl_c_kills_the_answer(nothing_else):
+    timer = threading.Timer(0.5, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        run(answer("time.sleep(60)"), seconds=60)
+
+
+def test_a_process_that_does_not_start_is_no_fault_of_the_answer(nothing_else, monkeypatch):
+    monkeypatch.setattr(sandbox, "STARTUP", 0.0)
+    with pytest.raises(sandbox.SandboxFault, match="did not start"):
+        run(GOOD)
+
+
+def test_without_a_forkserver_the_process_starts_anew(nothing_else, monkeypatch):
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    assert run(GOOD).outcome == "passed"
