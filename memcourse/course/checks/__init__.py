@@ -1,0 +1,37 @@
+"""The exercises of every chapter, found by chapter or by id.  A chapter's checks are imported when first asked for."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from importlib import import_module
+
+from memcourse.course.exercise import Exercise
+
+CHAPTERS: dict[str, str] = {"01_attention": "attention"}  # NN_slug -> the module here that holds EXERCISES
+
+
+class UnknownExercise(LookupError):
+    """There is no exercise of that id; the message names the nearest ones."""
+
+
+def exercises(chapter: str) -> tuple[Exercise, ...]:
+    """The exercises of one chapter, such as "01_attention", in order.  KeyError when there is no such chapter."""
+    if chapter not in CHAPTERS:
+        raise KeyError(f"there is no chapter {chapter!r}; there are {', '.join(CHAPTERS)}")
+    return import_module(f"{__name__}.{CHAPTERS[chapter]}").EXERCISES
+
+
+def all_exercises() -> tuple[Exercise, ...]:
+    return tuple(exercise for chapter in CHAPTERS for exercise in exercises(chapter))
+
+
+def find(id: str) -> Exercise:
+    """The exercise with this id, such as "1.2".  UnknownExercise names the nearest ids, names and titles."""
+    by_id = {exercise.id: exercise for exercise in all_exercises()}
+    if id in by_id:
+        return by_id[id]
+    keys = {key.lower(): e for e in by_id.values() for key in (e.title, e.name, e.id)}
+    near = get_close_matches(str(id).strip().lower(), keys, n=3, cutoff=0.5)
+    shown = dict.fromkeys(f"{keys[key].id} {keys[key].name}" for key in near)
+    rest = f"the nearest: {', '.join(shown)}" if shown else f"there are {', '.join(by_id)}"
+    raise UnknownExercise(f"there is no exercise {id!r}; {rest}")
