@@ -1,4 +1,4 @@
-"""MultiHeadAttention against torch.nn.MultiheadAttention: equal numbers with copied weights, then the ratio of times."""
+"""MultiHeadAttention against torch.nn.MultiheadAttention: equal with copied weights, then the ratio of times."""
 
 from collections.abc import Iterator
 

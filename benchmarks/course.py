@@ -20,7 +20,7 @@ def import_seconds(modules: str, repeats: int = 5) -> float:
 
 
 def check_seconds() -> list[tuple[str, float]]:
-    """Seconds that the check of every exercise of chapter 01 takes, for the first of its known wrong answers and the stub."""
+    """Mean seconds that the check of each exercise takes over its known wrong answers."""
     from memcourse.course.checks import all_exercises
     from memcourse.course.engine import run
 

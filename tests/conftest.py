@@ -1,6 +1,6 @@
 """Shared fixtures.  Shape annotations are checked at run time, except in tests of bad input.
 
-There our own ValueError must come, so they run in a process of their own: MEMCOURSE_SHAPE_CHECKS=0 pytest tests/bad_input.
+There our own ValueError must come: MEMCOURSE_SHAPE_CHECKS=0 pytest tests/bad_input, a process of its own.
 """
 
 import os

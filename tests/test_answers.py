@@ -8,6 +8,7 @@ import linecache
 import re
 import sys
 import traceback
+import warnings
 
 import nbformat
 import pytest
@@ -51,8 +52,13 @@ def test_an_answer_is_rebuilt_from_what_it_leans_on_and_from_nothing_else():
         ],  # raising
         [
             "@double\ndef answer(): return 0.5",
-            "def double(f): return lambda: two() * f()",
+            "def double(f):\n    n = two()\n    return lambda: n * f()",
             "def two(): return 2",
+        ],
+        ["def answer(x=[later for _ in (1,)]): return x[0]", "later = 1"],
+        [
+            "from __future__ import annotations\nfrom typing import get_type_hints",
+            "class A:\n    x: B = 1\nclass B: pass\ndef answer(): return len(get_type_hints(A))",
         ],
         ["def answer(x=later): return x", "later = 1"],  # a default, used when the function is defined
         ["class Answer(Base): pass\ndef answer(): return Answer().one", "class Base: one = 1"],
@@ -129,7 +135,7 @@ def test_names_that_are_not_carried_are_known(cells, missing):
         "def answer(x):\n    y = x\n    return [z for z in y if (w := z)] + [w]",
         "def answer(*a, b=1, **c):\n    import math as m\n    with open('f') as h: return m, h, a, b, c",
         "class answer:\n    a = 1\n    b = a\n    def f(self): return self.unknown, __class__",
-        "def answer():\n    x = 0\n    def inner():\n        nonlocal x\n        x += 1\n    return inner, __name__",
+        "def answer():\n    x = 0\n    def inner():\n        nonlocal x\n        x += 1\n    return __name__",
         "def answer():\n    try: pass\n    except OSError as error: return error",
         "answer = lambda x, *y: (x, y)",
     ],
@@ -161,6 +167,13 @@ def test_nothing_is_run_while_collecting(tmp_path, monkeypatch):
         ]
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_notebooks_own_warnings_are_not_shown_again():
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        assert built([r"x = '\d'", "def answer(): return x is 'y'", "1 is 1"], "answer")() is False
+    assert shown == []
 
 
 def test_a_cell_that_does_not_parse_costs_what_it_holds():

@@ -44,9 +44,7 @@ def copy(tmp_path, monkeypatch):
 
 
 def files(folder):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def answered(copy, *cells):
@@ -138,6 +136,12 @@ def test_grade_prints_tables_and_records_progress(call, copy):
     assert (copy / "progress.json").exists()
 
 
+def test_a_solution_is_graded_and_does_not_count(call, copy):
+    code, out, _ = call("grade", write(copy / "solutions" / f"{CHAPTER}.ipynb", GOOD))
+    assert code == 0 and "checks passed" in out
+    assert not (copy / "progress.json").exists()
+
+
 def test_grade_of_failing_answers_is_done_all_the_same(call, copy):
     code, out, _ = call("grade")
     assert code == 0 and "not attempted" in out
@@ -148,9 +152,7 @@ def test_grade_as_json(call, copy):
     code, out, err = call("grade", path, "--json")
     (document,) = json.loads(out)
     assert (code, err) == (0, "") and document["points"] == EXERCISE.points
-    assert [report["exercise"] for report in document["reports"]] == [
-        exercise.id for exercise in exercises(CHAPTER)
-    ]
+    assert [report["exercise"] for report in document["reports"]] == [exercise.id for exercise in exercises(CHAPTER)]
 
 
 @pytest.mark.parametrize(
@@ -160,8 +162,7 @@ def test_grade_as_json(call, copy):
         ("{}", "is not a notebook"),
         ('{"cells": [], "nbformat": 4, "nbformat_minor": 5, "metadata": {}}', "has no answers in it"),
         (
-            '{"cells": [], "nbformat": 4, "nbformat_minor": 5,'
-            ' "metadata": {"memcourse": {"version": "0.0.1"}}}',
+            '{"cells": [], "nbformat": 4, "nbformat_minor": 5, "metadata": {"memcourse": {"version": "0.0.1"}}}',
             "was made by version 0.0.1",
         ),
     ],

@@ -89,9 +89,7 @@ def test_the_notebook_and_the_grader_agree():
 def test_a_cell_that_does_not_parse_is_named():
     report = check("x = 1", "y = 2\n" + GOOD.replace(":\n", "\n", 1))
     assert report.outcome == "crashed" and report.points == 0
-    assert (
-        report.message == "Cell 2 does not parse. Line 2: expected ':'\n    def attention_weights(query, key)"
-    )
+    assert report.message == "Cell 2 does not parse. Line 2: expected ':'\n    def attention_weights(query, key)"
 
 
 def test_an_answer_that_leans_on_what_does_not_parse_is_told_so():
@@ -116,6 +114,11 @@ def test_a_name_that_is_not_carried_is_explained():
     assert "`scale` is not carried into grading: cell 1, line 1 is\n    scale = measure()" in report.message
     report = check(GOOD.replace("0.5", "scale"))
     assert report.message.endswith("`scale` is not defined in the notebook.")
+
+
+def test_an_untouched_stub_is_not_told_what_it_lacks():
+    report = check(EXERCISE.stub.replace("raise", "unknown\n    raise").replace("    unknown", "    lambda: unknown"))
+    assert (report.outcome, report.message) == ("not attempted", "")
 
 
 def test_all_notebooks_are_read_before_any_answer_runs(tmp_path, monkeypatch):
@@ -147,9 +150,7 @@ def test_two_answers_at_a_time(tmp_path, monkeypatch):
 
 
 def test_ctrl_c_ends_the_answers_that_run_and_starts_no_more(tmp_path):
-    sleeping = [
-        f"import time\ndef {exercise.name}(*_, **__): time.sleep(60)" for exercise in exercises(CHAPTER)
-    ]
+    sleeping = [f"import time\ndef {exercise.name}(*_, **__): time.sleep(60)" for exercise in exercises(CHAPTER)]
     path = write(tmp_path / "a.ipynb", *sleeping)
     sandbox.run(EXERCISE, collect([GOOD]).closure(EXERCISE.name))  # the server is up
     started = time.monotonic()
@@ -175,7 +176,7 @@ def test_the_table_shows_outcomes_points_and_messages(tmp_path, capsys):
         Report("1.2", "second", "wrong", 0, 3, ("type",), "the axis [red] is wrong\nexpected 1, found 2"),
         Report("1.3", "third", "not attempted", 0, 4, (), "The notebook does not define `third`."),
     )
-    Console(width=100).print(grade.NotebookReport(tmp_path / "a.ipynb", CHAPTER, reports))
+    Console(width=80).print(grade.NotebookReport(tmp_path / "a.ipynb", CHAPTER, reports))
     shown = capsys.readouterr().out
     for words in (
         "a.ipynb",

@@ -50,9 +50,7 @@ def nothing_else(tmp_path, monkeypatch, capfd):
     environment = without_pytest(os.environ)
     yield
     assert Path.cwd() == folder
-    assert [path.name for path in folder.iterdir()] == ["mine.txt"] and (
-        folder / "mine.txt"
-    ).read_text() == "mine"
+    assert [path.name for path in folder.iterdir()] == ["mine.txt"] and (folder / "mine.txt").read_text() == "mine"
     assert list(temporary.iterdir()) == []
     assert capfd.readouterr() == ("", "")
     assert without_pytest(os.environ) == environment
@@ -86,7 +84,7 @@ def test_an_untouched_stub_is_not_attempted(nothing_else):
     assert run(EXERCISE.stub).outcome == "not attempted"
 
 
-LATE, TOO_BIG, ZERO = "It took longer than 1 s", "It used more than 256 MB of memory", "ZeroDivisionError"
+LATE, TOO_BIG, ZERO = "It took longer than 0.5 s", "It used more than 256 MB of memory", "ZeroDivisionError"
 ALL_PIPES = "for n in range(3, 99):\n    try:\n        {}\n    except OSError: pass\n"
 HOSTILE = {  # what it does: (the cell, what the report says)
     "loops for ever": (answer("while True: pass"), LATE),
@@ -97,7 +95,15 @@ HOSTILE = {  # what it does: (the cell, what the report says)
         LATE,
     ),
     "fills the memory": (answer("x = []\nwhile True: x.append(bytearray(1 << 24))"), TOO_BIG),
-    "keeps what it filled": (answer("while True: kept.append(bytearray(1 << 16))", "kept = []"), TOO_BIG),
+    "keeps what it filled": (answer("while True: kept.append(bytearray(1 << 9))", "kept = []"), TOO_BIG),
+    "fills it to the last byte": (
+        answer(
+            "size = 1 << 24\nwhile size > 16:\n    try: kept.append(bytearray(size))\n"
+            "    except MemoryError: size //= 2\nraise MemoryError",
+            "kept = []",
+        ),
+        TOO_BIG,
+    ),
     "asks torch for too much": (answer("import torch\ntorch.zeros(1 << 40)"), TOO_BIG),
     "ends the process": (
         answer("os._exit(3)"),
@@ -125,9 +131,7 @@ HOSTILE = {  # what it does: (the cell, what the report says)
         "It was ended by signal 11",
     ),
     "leaves a child": (
-        answer(
-            "from subprocess import Popen\nPopen(['sleep', '60'], start_new_session=True, cwd='/')\n1 / 0"
-        ),
+        answer("from subprocess import Popen\nPopen(['sleep', '60'], start_new_session=True, cwd='/')\n1 / 0"),
         ZERO,
     ),
     "leaves a fork": (answer("if os.fork() == 0:\n    os.setsid()\n    time.sleep(60)\n1 / 0"), ZERO),
@@ -158,7 +162,8 @@ HOSTILE = {  # what it does: (the cell, what the report says)
 def test_a_hostile_answer_costs_its_own_points(hostile, nothing_else):
     cell, said = HOSTILE[hostile]
     with ThreadPoolExecutor(2) as pool:
-        report, neighbour = pool.submit(run, cell, seconds=1.0, memory_bytes=1 << 28), pool.submit(run, GOOD)
+        limits = {"seconds": 0.5 if said == LATE else 20.0, "memory_bytes": 1 << 28}
+        report, neighbour = pool.submit(run, cell, **limits), pool.submit(run, GOOD)
     assert report.result().outcome == "crashed"
     assert report.result().points == 0
     assert said in report.result().message
@@ -193,39 +198,56 @@ def test_a_crash_names_the_learners_own_line(nothing_else):
 
 def test_a_definition_that_raises_names_its_line(nothing_else):
     message = run("x = 1", "half = 1 / 0", GOOD.replace("0.5", "half")).message
-    assert (
-        "while it was defined, at line 1 of your notebook, cell 2:\n    half = 1 / 0\nZeroDivisionError"
-        in message
-    )
+    assert "while it was defined, at line 1 of your notebook, cell 2:\n    half = 1 / 0\nZeroDivisionError" in message
 
 
 def test_modules_beside_the_notebook_are_found(nothing_else, tmp_path):
     (tmp_path / "helpers_of_mine.py").write_text(GOOD)
-    cell = (
-        "from helpers_of_mine import attention_weights as f\ndef attention_weights(*given): return f(*given)"
-    )
+    cell = "from helpers_of_mine import attention_weights as f\ndef attention_weights(*given): return f(*given)"
     assert run(cell, folder=tmp_path).outcome == "passed"
     assert "No module named" in run(cell).message
 
 
-def test_modules_in_the_current_folder_do_not_reach_the_grader(tmp_path):
+def test_a_program_of_its_own(tmp_path):
+    """No module of its folder reaches the grader, and no output of an answer reaches the terminal."""
     for name in ("json", "typing", "torch", "multiprocessing"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('shadowed')")
     code = (
-        "import sys; sys.path.remove('')\nfrom tests.test_sandbox import run, GOOD\nprint(run(GOOD).outcome)"
+        "import sys; sys.path.remove('')\n"
+        "from tests.test_sandbox import *\n"
+        "print(run(GOOD).outcome, run(HOSTILE['prints a megabyte'][0]).outcome)"
     )
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    }
+    path = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
-        env=environment,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))},
         capture_output=True,
         text=True,
         timeout=60,
     )
-    assert done.stdout == "passed\n", done.stderr
+    assert (done.stdout, done.stderr) == ("passed crashed\n", "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="process groups are POSIX")
+def test_the_group_is_killed_where_there_is_no_proc(nothing_else, monkeypatch):
+    monkeypatch.setattr(sandbox, "_living_in", lambda _: ())
+    run(answer("from subprocess import Popen\nPopen(['sleep', '60'])\n1 / 0"))
+    time.sleep(0.1)  # the fixture looks for what is left
+
+
+def test_a_server_that_was_killed_is_started_again(nothing_else, monkeypatch):
+    real, killed = sandbox._start, []
+
+    def start(*given):
+        connection, process = real(*given)
+        if not killed:
+            process.kill()
+            killed.append(process)
+        return connection, process
+
+    monkeypatch.setattr(sandbox, "_start", start)
+    assert run(GOOD).outcome == "passed" and killed
 
 
 def test_stop_ends_the_answer_at_once(nothing_else):

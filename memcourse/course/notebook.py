@@ -1,0 +1,152 @@
+"""What a learner calls in a notebook: setup, check, hint, progress."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from memcourse import __version__
+from memcourse.course import progress as kept
+from memcourse.course.checks import UnknownExercise, find
+from memcourse.course.exercise import Exercise, Report
+from memcourse.course.start import find_copy
+
+if TYPE_CHECKING:
+    from memcourse.course.answers import Definitions
+
+CARRIED = "imports, functions, classes and simple constants from the top level of cells, and no results of calls"
+QUICK = 10.0  # an exercise that may take longer is not checked twice
+
+
+def setup(version: str, *, seed: int = 0) -> torch.device:
+    """Seed Python, NumPy and torch, set the course's figure style, return the device: CUDA if present, else CPU.
+
+    Prints a line only when the notebook was made by another version of the course.
+    """
+    if version != __version__:
+        print(
+            f"This notebook was made by version {version} of the course; you have {__version__}. "
+            "Run `memcourse start` for notebooks of your version: it keeps your work."
+        )
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    if find_spec("matplotlib") is not None:
+        from memcourse.course.figures import use_style
+
+        use_style()
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")  # not MPS, which has no float64
+
+
+def check(id: str, answer: Any) -> None:
+    """Check an answer, print what was found, and count it in the progress of this copy of the course."""
+    if exercise := _known(id):
+        from memcourse.course import engine  # brings in pytest
+
+        report = engine.run(exercise, answer)
+        print(report)
+        for note in _differs_in_grading(exercise, answer, report):
+            print(f"  Note: {note}")
+        _unless_not_recorded(kept.record, report, _copy())
+
+
+def hint(id: str) -> None:
+    """Print the next of the exercise's hints; all of them again when there is no further one."""
+    if exercise := _known(id):
+        folder = _copy()
+        seen = kept.read(folder).get(exercise.id, kept.Record()).hints
+        last = len(exercise.hints)
+        if seen < last:
+            print(f"Hint {seen + 1} of {last} for {exercise.id}: {exercise.hints[seen]}")
+            _unless_not_recorded(kept.record_hint, exercise.id, seen + 1, folder)
+            return
+        print(f"There are no further hints for {exercise.id}. All {last} again:")
+        for number, text in enumerate(exercise.hints, start=1):
+            print(f"  {number}. {text}")
+
+
+def progress() -> None:
+    """Show what is done, the points of each chapter, and the exercise to do next."""
+    from rich.console import Console
+
+    Console().print(kept.table(kept.rows(_copy())))
+
+
+def _known(id: str) -> Exercise | None:
+    """The exercise; None, and a printed sentence, when there is none of this id."""
+    try:
+        return find(id)
+    except UnknownExercise as unknown:
+        print(unknown)
+        return None
+
+
+def _unless_not_recorded(write: Callable[..., None], *arguments: Any) -> None:
+    try:
+        write(*arguments)
+    except kept.NotRecorded as reason:
+        print(f"  Note: {reason}")
+
+
+def _shell() -> Any:
+    """IPython's shell, where there is one."""
+    module = sys.modules.get("IPython")
+    return module.get_ipython() if module else None
+
+
+def _copy() -> Path | None:
+    """The course copy to count progress in.
+
+    A notebook counts only in the copy that it lies in, and not from among the solutions: neither building the
+    course nor reading a solution passes anything.
+    """
+    copy, here = find_copy(), Path.cwd()
+    if _shell() is not None and copy is not None:
+        return copy if here.resolve().is_relative_to(copy) and here.name != "solutions" else None
+    return copy
+
+
+def _differs_in_grading(exercise: Exercise, answer: Any, report: Report) -> Iterator[str]:
+    """Sentences on what grading, which sees definitions alone, will do differently from this notebook."""
+    shell, name = _shell(), exercise.name
+    if shell is None or report.outcome == "not attempted":
+        return
+    from memcourse.course.answers import collect
+
+    names = shell.user_ns
+    if exercise.asks_for_code and names.get(name) is not answer:
+        called = getattr(answer, "__name__", "something else")
+        yield f"grading looks for `{name}`, and this answer is called `{called}`: give it that name."
+        return
+    definitions = collect(names.get("In", []))
+    if name not in definitions:
+        yield f"grading does not see `{name}`: it carries {CARRIED}."
+        return
+    for missing in definitions.missing(name):
+        yield f"the answer leans on `{missing}`, which grading does not carry: it carries {CARRIED}."
+    if exercise.time_limit <= QUICK:
+        yield from _rebuilt(exercise, definitions, report)
+
+
+def _rebuilt(exercise: Exercise, definitions: Definitions, report: Report) -> Iterator[str]:
+    """Check the answer as grading rebuilds it; a sentence when the outcome is another."""
+    from memcourse.course import engine
+    from memcourse.course.answers import build
+    from memcourse.course.words import error_text
+
+    try:
+        again = engine.run(exercise, build(definitions.closure(exercise.name), exercise.name))
+        outcome, message = again.outcome, again.message
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a definition may raise anything, SystemExit too
+        outcome, message = "crashed", error_text(error)
+    if outcome != report.outcome:
+        yield f"from its definitions alone, as grading takes it, the answer gives: {outcome}\n    {message}".rstrip()
