@@ -35,6 +35,7 @@ bench: environment ## measure speed and memory against peers
 
 reproduce: environment ## run every experiment again and rewrite experiments/results/
 	@set -e; for experiment in experiments/[0-9][0-9]_*.py; do echo "$$experiment"; $(RUN) "$$experiment"; done
+	@$(RUN) experiments/readme_figure.py
 
 # The environment, and a look whether it still belongs to this folder (a .venv that was moved or copied does not).
 environment: .venv/installed
