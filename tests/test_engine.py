@@ -481,6 +481,22 @@ def test_a_mistake_that_only_a_property_tells_apart():
     assert engine.run(exercise, stale).mistake is None
 
 
+def test_a_mistake_that_fails_another_property_is_not_named():
+    def slow(query, key):
+        return right(query, key)
+
+    def first(answer):
+        if answer is slow:
+            raise Wrong("a row is off")
+
+    def second(answer):
+        raise Wrong("a row is off")
+
+    exercise = variant(properties=(first, second), mistakes=(Mistake("it is slow", slow),))
+    assert engine.run(exercise, slow).mistake == "it is slow"
+    assert engine.run(exercise, right).mistake is None
+
+
 # predictions
 
 PREDICTION = variant(
@@ -546,7 +562,9 @@ def test_an_answer_with_dropout_sees_the_same_numbers_every_time():
         seen.append(torch.rand(()).item())
         return right(query, key)
 
-    engine.run(SOFTMAX, answer), engine.run(SOFTMAX, answer)
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        engine.run(SOFTMAX, answer)
     assert len(seen) == 6 and len(set(seen)) == 1
 
 
@@ -604,6 +622,14 @@ def test_in_a_plain_process_only_the_report_is_printed_and_no_file_is_left(tmp_p
     assert done.stdout.removesuffix(report).replace("the learner's own print\n", "") == ""
     assert report.startswith("1.2 attention_weights: wrong (0 of 2 points)\n  passed: type\n  shape: ")
     assert list(tmp_path.iterdir()) == []
+    assert not list((ROOT / "memcourse").rglob(".pytest_cache"))
+
+
+def test_the_error_that_the_notebook_saw_last_stays_the_last(monkeypatch):
+    mine = ValueError("mine")
+    monkeypatch.setattr(sys, "last_value", mine, raising=False)
+    assert engine.run(SOFTMAX, over_queries).outcome == "wrong"
+    assert sys.last_value is mine
 
 
 def test_under_an_outer_pytest_with_every_plugin_installed(tmp_path):

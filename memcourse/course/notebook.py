@@ -125,7 +125,7 @@ def _differs_in_grading(exercise: Exercise, answer: Any, report: Report) -> Iter
         called = getattr(answer, "__name__", "something else")
         yield f"grading looks for `{name}`, and this answer is called `{called}`: give it that name."
         return
-    definitions = collect(names.get("In", []))
+    definitions = collect(names.get("In", [])[1:])  # IPython counts its cells from 1
     if name not in definitions:
         yield f"grading does not see `{name}`: it carries {CARRIED}."
         return
