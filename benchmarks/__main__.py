@@ -12,7 +12,7 @@ from rich.table import Table
 
 from benchmarks.timing import Row
 
-MODULES = ("course", "attention")
+MODULES = ("course", "attention", "gated")
 
 
 def main() -> int:

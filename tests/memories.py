@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memcourse import CausalAttention, MemoryTransformer, SequenceMemory
+from memcourse import CausalAttention, GatedMemory, MemoryTransformer, ParallelGatedMemory, SequenceMemory
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ _model = {
 MEMORIES: dict[str, Memory] = {
     "attention": Memory(CausalAttention, {"d_model": 12, "n_heads": 2, "window": None}, **_attention, fixed_size=False),
     "attention in a window": Memory(CausalAttention, {"d_model": 12, "n_heads": 2, "window": 5}, **_attention),
+    "gated": Memory(GatedMemory, {"d_model": 12}, {"d_model": 10}, {"d_model": 0}),
+    "gated by the input alone": Memory(ParallelGatedMemory, {"d_model": 12}, {"d_model": 10}, {"d_model": 0}),
     "a model with a window": Memory(
         MemoryTransformer, {"vocab_size": 29, "d_model": 12, "n_layers": 2, "memory": windowed}, **_model
     ),
