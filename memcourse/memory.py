@@ -142,6 +142,17 @@ def write_safetensors(tensors: dict[str, Tensor], path: str | os.PathLike[str], 
         partial.unlink(missing_ok=True)
 
 
+def differences(ours: Any, theirs: Any, name: str = "") -> list[str]:
+    """Where two configurations differ, in words: ["memory.0.window: 8 here, 16 in the file"]."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        keys = list(ours | theirs)
+        return [d for key in keys for d in differences(ours.get(key), theirs.get(key), f"{name}{key}.")]
+    if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        pairs = zip(ours, theirs, strict=True)
+        return [d for i, (a, b) in enumerate(pairs) for d in differences(a, b, f"{name}{i}.")]
+    return [] if ours == theirs else [f"{name.removesuffix('.')}: {ours} here, {theirs} in the file"]
+
+
 def load(path: str | os.PathLike[str], like: Any) -> Any:
     """Read a state that has the structure of `like`, onto the devices of `like`.
 

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from memcourse.memory import SequenceMemory, require, state_dtype, stream, write_safetensors
+from memcourse.memory import SequenceMemory, differences, require, state_dtype, stream, write_safetensors
 
 Maker = Callable[[], SequenceMemory]
 
@@ -194,8 +194,8 @@ class MemoryTransformer(SequenceMemory):
         with safe_open(path, framework="pt") as file:
             config = json.loads((file.metadata() or {}).get("config", "null"))
             require(config is not None, "path", path, "a file written by MemoryTransformer.save")
-            differences = _differences(self.config, config)
-            require(not differences, "path", path, f"a model of this configuration; {'; '.join(differences)}")
+            differing = differences(self.config, config)
+            require(not differing, "path", path, f"a model of this configuration; {'; '.join(differing)}")
             self.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
         return self
 
@@ -206,14 +206,3 @@ def _as_block(memory: SequenceMemory, d_model: int) -> SequenceMemory:
     width = memory.config["d_model"]
     require(width == d_model, "d_model", d_model, f"that of the memory, {width}")
     return MixerBlock(memory) if level == "mixer" else memory
-
-
-def _differences(ours: Any, theirs: Any, name: str = "") -> list[str]:
-    """Where two configurations differ, in words: ["memory.0.window: 8 here, 16 in the file"]."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        keys = list(ours | theirs)
-        return [d for key in keys for d in _differences(ours.get(key), theirs.get(key), f"{name}{key}.")]
-    if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
-        pairs = zip(ours, theirs, strict=True)
-        return [d for i, (a, b) in enumerate(pairs) for d in _differences(a, b, f"{name}{i}.")]
-    return [] if ours == theirs else [f"{name.removesuffix('.')}: {ours} here, {theirs} in the file"]

@@ -84,3 +84,91 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_last_good_weights
 
     with pytest.raises(FloatingPointError, match="step 3"):
         fit(model, batches, steps=9, progress=False)
+
+
+def test_the_weights_are_those_before_the_step_that_failed() -> None:
+    class Cusp(Fixed):
+        """A loss that stays finite where its gradient does not: d/dx sqrt(x) at 0."""
+
+        def forward(self, tokens: Tensor) -> tuple[Tensor, None]:
+            bend = (self.logits - self.logits.detach()).abs().sqrt()
+            return (self.logits + bend).expand(*tokens.shape, 3), None
+
+    model = Cusp()
+    before = model.logits.detach().clone()
+    with pytest.raises(FloatingPointError, match="gradient is nan at step 0"):
+        fit(model, lambda _: Batch(TARGETS, TARGETS), steps=3, progress=False)
+    assert torch.equal(model.logits, before)
+
+
+class Gated(nn.Module):
+    """Asks for ten times the learning rate and no decay for its gate, and for half the decay of a vector inside."""
+
+    def __init__(self, **changed: dict[str, float]) -> None:
+        super().__init__()
+        self.gate = nn.Parameter(torch.ones(3, 3))
+        self.inner = nn.Linear(3, 3)
+        wishes = {"gate": {"rate": 10.0, "weight_decay": 0.0}, "inner.bias": {"weight_decay": 0.05}}
+        self.optimizer_options = wishes | changed
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, None]:
+        return self.inner(self.gate[tokens]), None
+
+
+def test_a_module_may_ask_for_a_group_of_its_own() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), Gated())
+    own = model[1]
+    assert isinstance(own, Gated)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = [([names[id(p)] for p in g["params"]], g["rate"], g["weight_decay"]) for g in parameter_groups(model, 0.1)]
+    assert found == [
+        (["0.weight", "1.inner.weight"], 1.0, 0.1),
+        (["0.bias"], 1.0, 0.0),
+        (["1.gate"], 10.0, 0.0),
+        (["1.inner.bias"], 1.0, 0.05),
+    ]
+
+
+def test_a_group_of_its_own_takes_its_own_steps() -> None:
+    """The first step of AdamW is the learning rate times the sign of the gradient, plus the decay."""
+    model = Gated(**{"inner.weight": {"rate": 0.0}})
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    fit(model, lambda _: Batch(TARGETS.clamp_min(0), TARGETS), steps=1, learning_rate=0.01, progress=False)
+    step = {name: (parameter - before[name]).abs().max().item() for name, parameter in model.named_parameters()}
+    assert step["gate"] == pytest.approx(0.1, rel=1e-3)
+    assert step["inner.weight"] == 0.0
+    assert step["inner.bias"] == pytest.approx(0.01, rel=1e-2)
+
+
+def test_what_is_frozen_stays() -> None:
+    model = Gated()
+    model.gate.requires_grad_(False)
+    fit(model, lambda _: Batch(TARGETS.clamp_min(0), TARGETS), steps=3, progress=False)
+    assert (model.gate == 1).all()
+
+
+def test_bf16_rounds_the_forward_pass_and_leaves_the_weights_as_they_are() -> None:
+    def losses(bf16: bool | None) -> list[float]:
+        torch.manual_seed(2)
+        model = MemoryTransformer(7, 8, 1, lambda: CausalAttention(8, 2))
+        tokens = torch.arange(24).view(4, 6) % 7
+        history = fit(model, lambda _: Batch(tokens, tokens), steps=8, bf16=bf16, progress=False)
+        assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+        return history["loss"]
+
+    exact, rounded = losses(False), losses(True)
+    assert exact == losses(None)  # a CPU stays with float32 unless asked
+    assert exact != rounded and rounded == pytest.approx(exact, abs=0.02)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_bf16_is_the_default_where_the_gpu_has_it() -> None:
+    def losses(bf16: bool | None) -> list[float]:
+        torch.manual_seed(2)
+        model = MemoryTransformer(7, 8, 1, lambda: CausalAttention(8, 2)).cuda()
+        tokens = torch.arange(24).view(4, 6) % 7
+        return fit(model, lambda _: Batch(tokens, tokens), steps=3, bf16=bf16, progress=False)["loss"]
+
+    assert losses(None) == losses(torch.cuda.is_bf16_supported(including_emulation=False))
+    assert losses(True) != losses(False)
