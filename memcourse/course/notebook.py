@@ -28,6 +28,9 @@ QUICK = 10.0  # an exercise that may take longer is not checked twice
 def setup(version: str, *, seed: int = 0) -> torch.device:
     """Seed Python, NumPy and torch, set the course's figure style, return the device: CUDA if present, else CPU.
 
+    Torch gets one thread: the course's tensors are too small to be worth a second one, and on a busy machine two
+    wait for each other.
+
     Prints a line only when the notebook was made by another version of the course.
     """
     if version != __version__:
@@ -38,6 +41,7 @@ def setup(version: str, *, seed: int = 0) -> torch.device:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+    torch.set_num_threads(1)
     if find_spec("matplotlib") is not None:
         from memcourse.course.figures import use_style
 

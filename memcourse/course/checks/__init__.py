@@ -7,7 +7,11 @@ from importlib import import_module
 
 from memcourse.course.exercise import Exercise
 
-CHAPTERS: dict[str, str] = {"01_attention": "attention"}  # NN_slug -> the module here that holds EXERCISES
+CHAPTERS: dict[str, str] = {  # NN_slug -> the module here that holds EXERCISES
+    "00_what_is_memory": "what_is_memory",
+    "01_attention": "attention",
+    "03_gated": "gated",
+}
 
 
 class UnknownExercise(LookupError):
@@ -32,6 +36,6 @@ def find(id: str) -> Exercise:
         return by_id[id]
     keys = {key.lower(): e for e in by_id.values() for key in (e.title, e.name, e.id)}
     near = get_close_matches(str(id).strip().lower(), keys, n=3, cutoff=0.5)
-    shown = dict.fromkeys(f"{keys[key].id} {keys[key].name}" for key in near)
-    rest = f"the nearest: {', '.join(shown)}" if shown else f"there are {', '.join(by_id)}"
-    raise UnknownExercise(f"there is no exercise {id!r}; {rest}")
+    shown = dict.fromkeys(f'"{keys[key].id}" {keys[key].name}' for key in near)
+    rest = f"The nearest: {', '.join(shown)}." if shown else f"There are {', '.join(by_id)}."
+    raise UnknownExercise(f"There is no exercise {id!r}. {rest}")
