@@ -165,6 +165,10 @@ def test_grade_as_json(call, copy):
             '{"cells": [], "nbformat": 4, "nbformat_minor": 5, "metadata": {"memcourse": {"version": "0.0.1"}}}',
             "was made by version 0.0.1",
         ),
+        (
+            '{"cells": [], "nbformat": 4, "nbformat_minor": 5, "metadata": {"memcourse": {"kind": "chapter"}}}',
+            "a chapter",
+        ),
     ],
 )
 def test_a_notebook_that_cannot_be_graded_is_one_sentence_and_writes_nothing(call, copy, content, sentence):

@@ -246,6 +246,8 @@ def read(path: str | Path) -> Notebook:
             f"{path} was made by version {version} of the course, and this is version {__version__}: "
             "`memcourse start` brings a copy of this version and keeps your work."
         )
+    if ours.get("kind") == "chapter":
+        raise NotACourseNotebook(f"{path} has no answers in it: it is a chapter, and exercises/ has its exercises.")
     if collect(cells).mentioned.isdisjoint(exercise.name for exercise in all_exercises()):
         raise NotACourseNotebook(
             f"{path} has no answers in it: it defines none of the names that the exercises ask for."

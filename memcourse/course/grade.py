@@ -55,14 +55,12 @@ class NotebookReport:
         table.add_column("exercise", "total", no_wrap=True)
         table.add_column("points", f"{self.points} of {self.max_points}", justify="right", no_wrap=True)
         table.add_column("outcome", no_wrap=True)
-        table.add_column("first words", overflow="ellipsis", no_wrap=True)
         for report in self.reports:
             outcome = "checks passed" if report.outcome == "passed" else report.outcome
             table.add_row(
                 f"{report.exercise} {report.name}",
                 f"{report.points} of {report.max_points}",
                 Text(outcome, style=COLORS[report.outcome]),
-                Text(report.message.partition("\n")[0]),
             )
         failures = [report for report in self.reports if report.outcome in ("wrong", "crashed")]
         return Group(table, *(Padding(Text(as_text(report)), (1, 0, 0, 0)) for report in failures))

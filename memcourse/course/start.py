@@ -163,9 +163,7 @@ def _sources() -> dict[str, Path]:
     root = repository()
     notebooks = sorted(path for part in PARTS for path in (root / part).glob("*.ipynb"))
     if not any(path.parent.name == "chapters" for path in notebooks):
-        raise CannotStart(
-            "The notebooks do not come with the package: clone the course and run `make course` there."
-        )
+        raise CannotStart("The notebooks do not come with the package: clone the course and run `make course` there.")
     return {path.relative_to(root).as_posix(): path for path in notebooks}
 
 
