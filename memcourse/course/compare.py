@@ -90,6 +90,7 @@ def check_values(found: Any, expected: Any, tolerance: float, *, secret: bool = 
 
     secret: do not print what was expected (it is what the learner is asked to predict).
     """
+    wrong = []
     for where, leaf, wanted in leaves(found, expected):
         if isinstance(wanted, float | np.ndarray | np.generic):
             array, value = np.asarray(wanted), _array(leaf)
@@ -98,7 +99,14 @@ def check_values(found: Any, expected: Any, tolerance: float, *, secret: bool = 
         else:
             same = _plain(leaf) == _plain(wanted)
             array, value, differs = np.array(wanted, object), np.array(leaf, object), np.array(not same)
-        _no_difference(where, value, array, differs, secret)
+        try:
+            _no_difference(where, value, array, differs, secret)
+        except Wrong as difference:
+            if not secret:
+                raise
+            wrong.append(str(difference))  # a prediction: all that is wrong with it, at once
+    if wrong:
+        raise Wrong("; ".join(wrong))
 
 
 def _no_difference(where: str, found: np.ndarray, expected: np.ndarray, differs: np.ndarray, secret: bool) -> None:

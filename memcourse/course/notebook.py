@@ -137,7 +137,10 @@ def _differs_in_grading(exercise: Exercise, answer: Any, report: Report) -> Iter
         yield f"grading does not see `{name}`: it carries {CARRIED}."
         return
     for missing in definitions.missing(name):
-        yield f"the answer leans on `{missing}`, which grading does not carry: it carries {CARRIED}."
+        if missing in names:
+            yield f"the answer leans on `{missing}`, which grading does not carry: it carries {CARRIED}."
+        else:
+            yield f"`{missing}` is neither defined nor imported in this notebook."
     if exercise.time_limit <= QUICK:
         yield from _rebuilt(exercise, definitions, report)
 

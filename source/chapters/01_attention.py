@@ -87,7 +87,12 @@ def train_model(window, steps):
     return model
 
 # %% [markdown]
-# Here is a small model that sees 16 words at a time. We ask it, on held-out text, for spans that stood 12 words earlier,
+# `MemoryTransformer(vocab_size, d_model, n_layers, memory)` is the library's language model: words in, scores for the next word
+# out, with the `memory` that we name in each layer. `Batch` pairs what it reads with what it should say, `fit` trains it and
+# `evaluate` measures it. Before its layers it adds to each word a linear map of the word before; this **shift** lets a
+# word know its predecessor, and we shall need that later.
+#
+# Here is such a model that sees 16 words at a time. We ask it, on held-out text, for spans that stood 12 words earlier,
 # and for spans that stood 40 words earlier.
 
 # %%
@@ -161,7 +166,7 @@ key = direction([0.0, 40.0, 80.0, 120.0])  # (4, 2): cold, cool, warm, hot
 value = torch.tensor(list(degrees.values()))[:, None]  # (4, 1)
 query = direction(62.0)  # (2,): mild, a little nearer to warm than to cool
 similarity = key @ query  # (4,)
-weights = (8 * similarity).softmax(dim=0)  # (4,)
+weights = (8 * similarity).softmax(dim=0)  # (4,); the 8 is a sharpness, see "Why the softmax"
 read = weights @ value  # (1,)
 print(f"mild is {read.item():.0f} degrees")
 
@@ -212,8 +217,10 @@ figures.show(fig, "Four bar charts, a row for each key: cold, cool, warm, hot. T
 #
 # **Step 2, the values.** The read is their weighted sum: $\;r = \sum_s a_s v_s$.
 #
-# **Step 3, the update.** The read goes back into what the model holds at this place, $x \leftarrow x + W^O r$; and the
-# memory is written by appending, $K \leftarrow [K; k_{t}]$ and $V \leftarrow [V; v_{t}]$. Nothing that was stored before is changed.
+# **Step 3, the update.** The memory is written by appending the present word's own key and value, $K \leftarrow [K; k_{t}]$ and
+# $V \leftarrow [V; v_{t}]$; nothing that was stored before is changed. In a causal model this comes first, so that a word can read itself;
+# the equations here show one read of whatever is stored. And the read goes back into the vector $x$, shape $(D)$, that the model holds at
+# this place: $x \leftarrow x + W^O r$, with $W^O$ of shape $(D, v)$.
 
 # %%
 S, d, v = 5, 4, 3
@@ -234,26 +241,29 @@ print("read:", tuple(read.shape), " the memory now holds", len(key), "items")
 # $$R = \mathrm{softmax}\!\left(\frac{Q K^\top}{\sqrt d}\right) V$$
 #
 # The first attention in machine translation scored differently. **Additive attention** (Bahdanau et al.) is a small network with
-# one hidden layer of width $h$, with $W$ of shape $(h, d_q)$, $U$ of shape $(h, d_k)$ and $w$ of shape $(h)$; steps 2 and 3 stay as they are:
+# one hidden layer of width $m$, with $A_q$ of shape $(m, d_q)$, $A_k$ of shape $(m, d_k)$ and $w$ of shape $(m)$; steps 2 and 3 stay as they are:
 #
-# $$e_s = w \cdot \tanh(W q + U k_s), \qquad a = \mathrm{softmax}(e)$$
+# $$e_s = w \cdot \tanh(A_q q + A_k k_s), \qquad a = \mathrm{softmax}(e)$$
 
 # %%
-W, U, w = torch.randn(8, d), torch.randn(8, d), torch.randn(8)
-scores = torch.tanh(W @ query + key @ U.T) @ w  # (S,)
+A_q, A_k, w = torch.randn(8, d), torch.randn(8, d), torch.randn(8)  # m = 8
+scores = torch.tanh(A_q @ query + key @ A_k.T) @ w  # (S,)
 print("additive weights:", tuple(scores.softmax(dim=0).shape), " sum:", round(scores.softmax(dim=0).sum().item(), 4))
 
 # %% [markdown]
-# It needs $S \times h$ tanh for every query where the dot product needs one matrix product, which is why the dot product won. But query and key may
-# have different widths in it, and it has no scale to get wrong. The exercises repair a layer of this kind and translate with it.
+# It needs $S \times m$ tanh for every query where the dot product needs one matrix product. But query and key may
+# have different widths in it, and it has no scale to get wrong. (One matrix $[A_q\; A_k]$ on query and key laid end to end is the same thing; many
+# programs write it so.) The exercises repair a layer of this kind and put it into a model that says sentences backwards.
 #
 # Where queries, keys and values come from gives attention its other names. All three are linear maps of something:
 # $Q = X W^Q$, $K = Y W^K$, $V = Y W^V$. In **self-attention** $Y = X$: the memory is the sequence itself. In **cross-attention** $Y$ is
 # something else, such as a sentence in another language or the slots of a memory bank. In **causal** attention, word $t$ looks only at
-# words $s \le t$; with a **window** of $W$ words, only at $t - W < s \le t$. **Multi-head** attention runs $H$ attentions of width $d/H$ side by side,
+# words $s \le t$; with a **window** of $W$ words, only at $t - W < s \le t$. **Multi-head** attention in a model of width $D$ runs $H$ attentions of width $d = D/H$ side by side,
 # each with its own maps, so that one word can look at several places for several reasons:
 #
 # $$\mathrm{head}_h = \mathrm{attention}(X W^Q_h,\, Y W^K_h,\, Y W^V_h), \qquad \text{output} = [\mathrm{head}_1; \ldots; \mathrm{head}_H]\, W^O$$
+#
+# (torch keeps each matrix transposed, output by input, so the code multiplies by `W.T`.)
 #
 # ## The plain version, step by step
 #
@@ -314,7 +324,7 @@ figures.show(fig, "Entropy of the weights over 64 random keys against their widt
 print("with the scale, never below 5 bits:", min(map(min, scaled)) > 5, "  without it, below 1 bit at d = 1024:", max(row[-1] for row in unscaled) < 1)
 
 # %% [markdown]
-# Hard is bad for learning. The derivative of the weights by the scores is $\partial a_i/\partial s_j = a_i(\mathbb 1[i{=}j] - a_j)$, which is 0 when one weight
+# Hard is bad for learning. The derivative of the weights by the scores is $\partial a_i/\partial s_j = a_i(\mathbb 1[i{=}j] - a_j)$, where $\mathbb 1[i{=}j]$ is 1 if $i = j$ and 0 otherwise, which is 0 when one weight
 # is 1 and the rest are 0: a model that starts out hard, and wrong, gets no gradient that says so.
 
 # %%
@@ -340,7 +350,7 @@ query = direction(62.0).requires_grad_()
 
 hard = value[(key @ query).argmax()]  # (1,)
 linear = (key @ query) @ value  # (1,)
-soft = attend(query[None], key, value, scale=8.0)[0][0]  # (1,)
+soft = (8.0 * key @ query).softmax(dim=0) @ value  # (1,)
 for name, read in {"hard lookup": hard, "linear weights": linear, "softmax": soft}.items():
     gradient = torch.autograd.grad(read, query)[0].norm() if read.requires_grad else None
     print(f"{name:15} reads {read.item():3.0f} degrees; gradient for the query: {'none' if gradient is None else 'yes'}")
@@ -406,7 +416,7 @@ def attention_v3(query, key, value, mask):
 mask = may_look(8, window=4)
 _, weights = attention_v3(query, key, value, mask)
 sentence = "return the first item of the given sequence".split()
-fig = figures.weights(weights, sentence, sentence, mask=mask, title="A word sees itself and three words before it")
+fig = figures.weights(weights, sentence, sentence, mask=mask, title="A word sees itself and three words before it (random vectors)")
 figures.show(fig, "Eight by eight weights: the cells above the diagonal are hatched, because they are the future, and so are those more than three words back, which have left the window of 4.")
 print("each row sums to 1:", torch.allclose(weights.sum(dim=-1), torch.ones(8)), "  weight on the future:", weights.triu(1).sum().item())
 
@@ -544,7 +554,7 @@ print("attention without a softmax is an outer-product memory:", torch.allclose(
 
 # %% [markdown]
 # The test: store $N$ random pairs of unit vectors with $d = 64$, ask with a key plus noise of length 0.3, and count an answer as right if the right value is the
-# nearest of all those stored. Both memories get the same pairs and the same questions.
+# nearest of all those stored. Both memories get the same pairs and the same questions; the softmax has sharpness $\beta = 32$.
 
 # %%
 def sphere(n, d, generator):
@@ -563,9 +573,9 @@ def recall(memory, n_stored, seed=0, d=64):
 found = results.read("01_attention")["results"]
 stored = found["recall"]["n_stored"]
 fig = figures.curves(
-    {name: (stored, found["recall"][name]["per_seed"]) for name in ("softmax", "outer product")},
+    {label: (stored, found["recall"][name]["per_seed"]) for name, label in {"softmax": "softmax, β = 32", "outer product": "outer product"}.items()},
     x="pairs stored, N", y="share of questions answered rightly", log_x=True,
-    title="With 8192 pairs stored the softmax still answers; the sum fails past 128",
+    title="With 8192 pairs stored a sharp softmax still answers; the sum fails past 128",
 )
 figures.show(fig, "Recall against the number of pairs stored, d = 64, three seeds: the softmax stays at 1 up to 8192 pairs; the outer product begins to fail at 128 and is near 0 at 2048.")
 print("live, 2048 pairs: softmax right on more than 99%:", recall("softmax", 2048) > 0.99, "  outer product on fewer than 10%:", recall("outer product", 2048) < 0.1)
@@ -599,14 +609,15 @@ print("energy has not risen:", bool(energy(recovered, patterns, 16.0) <= before)
 
 # %% [markdown]
 # **The paper's claim:** the number of patterns such a network can store grows exponentially with $d$. For an outer product it grows linearly. Ours: for
-# each width, the largest $N$ at which 90% of the questions are still answered.
+# each width, the largest $N$ at which 90% of the questions are still answered, with the same noise and the same $\beta = 32$. (A blunter softmax holds
+# less: exercise 1.7 finds the sharpness at which it holds no more than the outer product.)
 
 # %%
 width = found["capacity"]["d"]
 fig = figures.curves(
     {name: (width, found["capacity"][name]["per_seed"]) for name in ("softmax", "outer product")},
     x="width of a key, d (numbers)", y="pairs held (90% right)",
-    title="Two more dimensions: seven times the pairs, or one or two more",
+    title="Two more dimensions: the softmax holds about seven times as many pairs",
 )
 fig.axes[0].set_yscale("log", base=10)
 figures.show(fig, "Capacity on a logarithmic axis against width, three seeds: a straight line from about 20 pairs at d = 4 to over 30,000 at d = 12 for the softmax; fewer than 12 at every width for the outer product.")
@@ -618,7 +629,7 @@ print("the outer product holds fewer than 12 pairs at every width:", max(found["
 
 # %% [markdown]
 # A straight line on a logarithmic axis is exponential growth. The paper's theorem 3 is a *lower bound* for random patterns on a sphere of radius $3\sqrt{d-1}$ with $\beta = 1$: with probability 0.999,
-# at least $\sqrt{0.001}\; c^{(d-1)/4}$ are stored, with $c \ge 3.15$ at $d = 20$. That is 7 patterns. Here is the paper's own setting, live:
+# at least $\sqrt{0.001}\; c^{(d-1)/4}$ are stored, with a constant $c \ge 3.15$ that the paper computes for $d = 20$. That is 7 patterns. Here is the paper's own setting, live:
 
 # %%
 generator = torch.Generator().manual_seed(0)
@@ -639,7 +650,7 @@ print(f"promised: {promised} patterns;  of 4096 stored, more than 99% stay where
 # ### How far does it see, on real text?
 #
 # Now the first section's question, measured. Models that differ in their window alone, the same data and 300 steps for each, three seeds. Two
-# models to beat: one with a window of 1, which sees the present word and, through the shift built into `MemoryTransformer`, the one before; and a
+# models to beat: one with a window of 1, which sees the present word and, through the shift of the first section, the one before; and a
 # counting model, which says the content word that followed the present one most often in the training text.
 
 # %%
@@ -648,7 +659,7 @@ names = {"all": "all words", "32": "window 32", "16": "window 16", "1": "window 
 fig = figures.curves(
     {name: (reach["distance"], reach["window"][window]["per_seed"]) for window, name in names.items()},
     x="distance to where the span stood before (words)", y="share of recurring words said rightly",
-    title="Past its window, a model does no better than counting words",
+    title="Past its window, a model says hardly more than a count of words",
     levels={"counting words": sum(reach["counting"]) / len(reach["counting"])},
 )
 figures.show(fig, "Accuracy on recurring words of held-out text against distance, three seeds: windows 16 and 32 fall off a cliff right after 16 and 32 words, down to the counting model; the model without a window stays up.")
@@ -659,7 +670,8 @@ print("window 32, from 32 to 33 words: falls by more than half of all words:", a
 print("no window, at 80 words: still right on more than half:", at["all"][80] > 0.5)
 
 # %% [markdown]
-# The claim holds, and the edge is sharp: one word past the window, the answers are gone. The models were trained on spans from up to 80 words back, so they had every reason to reach further. Three
+# The claim holds, and the edge is sharp: one word past the window, the answers are gone. (At distance 16 the word to be said stands 15 places before the
+# present one, which is the last place that a window of 16 still sees.) The models were trained on spans from up to 80 words back, so they had every reason to reach further. Three
 # things in this figure deserve a second look.
 #
 # *Why at* $W$*, and not at* $2W$*?* With two layers of 16 words, a word can be reached by way of a word in between: layer 1 carries it 15 places, layer 2

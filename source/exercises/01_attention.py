@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 01 Exercises: attention is a soft dictionary
 #
-# Seven exercises, from pencil and paper to a small translation model. Each has a stub, three hints and a check that answers
+# Seven exercises, from pencil and paper to a small sequence-to-sequence model. Each has a stub, three hints and a check that answers
 # in this notebook; a check that says "not attempted" costs nothing, so take them in any order. What chapter 01 defines is
 # used here without a word: `query`, `key`, `value`, `mask` (True = may look), and the shapes T (queries), S (keys), d (width).
 

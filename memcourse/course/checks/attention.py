@@ -119,7 +119,8 @@ ATTENTION_LAYER = Exercise(
     minutes=20,
     difficulty="medium",
     question="""\
-This is additive attention as one of the course's sources prints it, and it does not run: two imports are missing. It
+This is additive attention as the guide that this course began from prints it, and it does not run: two imports are
+missing. One linear layer on `[hidden; encoder_outputs]` does the work of the chapter's two matrices. It
 also pays attention to padding, returns the weights without reading anything, and wants `encoder_outputs` with time
 first while the rest of this course puts the batch first. Repair it until it does what the docstring says; keep the
 names and shapes of its three parameters, so that the check can set them. Code that you take from elsewhere usually
@@ -221,7 +222,8 @@ DECODER = Exercise(
     minutes=30,
     difficulty="hard",
     question="""\
-Plug the library's `AdditiveAttention` into the decoder of a sequence-to-sequence model. `__init__` is given: write
+Plug the library's `AdditiveAttention` into the decoder of a sequence-to-sequence model; `help(AdditiveAttention.forward)`
+says what it takes. `__init__` is given: write
 `forward`, where the hidden state asks at every step, the context that it reads goes into the GRU cell beside the
 embedded word, and the new hidden state says the next word. The check then trains your decoder for a few seconds to
 say sentences backwards, which the same decoder without attention does not learn: its memory is one vector, yours is
