@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "attention": ("AdditiveAttention", "CausalAttention", "MultiHeadAttention", "attend", "hopfield_step"),
     "gated": ("GatedMemory", "ParallelGatedMemory", "gated_update", "linear_scan"),
+    "key_value": ("KeyValueMemory", "KeyValueStore", "ProductKeys"),
     "memory": ("SequenceMemory",),
     "training": ("Batch", "evaluate", "fit"),
     "transformer": ("MemoryTransformer",),

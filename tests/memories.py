@@ -7,7 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memcourse import CausalAttention, GatedMemory, MemoryTransformer, ParallelGatedMemory, SequenceMemory
+from memcourse import (
+    CausalAttention,
+    GatedMemory,
+    KeyValueMemory,
+    MemoryTransformer,
+    ParallelGatedMemory,
+    SequenceMemory,
+)
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,9 @@ MEMORIES: dict[str, Memory] = {
     "attention in a window": Memory(CausalAttention, {"d_model": 12, "n_heads": 2, "window": 5}, **_attention),
     "gated": Memory(GatedMemory, {"d_model": 12}, {"d_model": 10}, {"d_model": 0}),
     "gated by the input alone": Memory(ParallelGatedMemory, {"d_model": 12}, {"d_model": 10}, {"d_model": 0}),
+    "key-value": Memory(
+        KeyValueMemory, {"d_model": 12, "n_slots": 5}, {"d_model": 10, "n_slots": 7}, {"d_model": 0, "n_slots": 0}
+    ),
     "a model with a window": Memory(
         MemoryTransformer, {"vocab_size": 29, "d_model": 12, "n_layers": 2, "memory": windowed}, **_model
     ),

@@ -85,9 +85,7 @@ def test_a_chapter_is_its_master_and_nothing_of_the_machine(tmp_path: Path) -> N
 
 def test_cells_keep_their_ids_when_others_come_and_go(tmp_path: Path) -> None:
     before = build.render(plant(tmp_path).master, "chapter")
-    text = (
-        CHAPTER.replace("# %% [markdown]\n# ## One", "# %%\n3\n\n# %% [markdown]\n# ## One") + "\n# %%\n3\n"
-    )
+    text = CHAPTER.replace("# %% [markdown]\n# ## One", "# %%\n3\n\n# %% [markdown]\n# ## One") + "\n# %%\n3\n"
     after = build.render(plant(tmp_path, text=text).master, "chapter")
     ids = [cell.id for cell in after.cells]
     assert len(set(ids)) == len(ids)
@@ -193,9 +191,7 @@ def test_the_build_runs_and_nbval_compares(tmp_path: Path) -> None:
     ],
     ids=["raises", "exits", "loops"],
 )
-def test_a_cell_that_fails_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cell: str, message: str
-) -> None:
+def test_a_cell_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cell: str, message: str) -> None:
     monkeypatch.setattr(build, "SECONDS_A_CELL", 2)
     notebook = new_notebook(cells=[new_markdown_cell("# Toy"), new_code_cell(cell)])
     with pytest.raises(build.BuildError, match=message):
@@ -212,9 +208,7 @@ def test_a_notebook_runs_in_its_folder_with_this_python_and_gains_no_metadata(tm
     assert notebook.cells[0].outputs == []
 
 
-def test_a_notebook_that_breaks_a_rule_is_not_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_notebook_that_breaks_a_rule_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = plant(tmp_path)
     target.notebook.parent.mkdir()
     target.notebook.write_text("the old one")
@@ -297,18 +291,14 @@ def printed(text: str) -> Callable[[NotebookNode], None]:
     return outputs(new_output("stream", text=text))
 
 
-def a_figure(
-    inches: float = figures.WIDTH, dpi: float = figures.DPI, mime: str = "image/png"
-) -> NotebookNode:
+def a_figure(inches: float = figures.WIDTH, dpi: float = figures.DPI, mime: str = "image/png") -> NotebookNode:
     drawn = io.BytesIO()
     Figure(figsize=(inches, 1)).savefig(drawn, format="png", dpi=dpi)
     return new_output("display_data", {mime: base64.b64encode(drawn.getvalue()).decode()})
 
 
 DESCRIBED = new_output("display_data", {"text/plain": "A line."}, metadata={"description": True})
-PLANTED: list[
-    tuple[str, str, Callable[[NotebookNode], object], str]
-] = [  # rule, kind, what is planted, what is said
+PLANTED: list[tuple[str, str, Callable[[NotebookNode], object], str]] = [  # rule, kind, what is planted, what is said
     (
         "cells_ran_once_in_order",
         "chapter",
@@ -412,9 +402,7 @@ def test_every_rule_is_shown_to_fail() -> None:
     assert {rule.__name__ for rule in rules.RULES} == {planted[0] for planted in PLANTED}
 
 
-@pytest.mark.parametrize(
-    "text", ["and/or", "n/a/home/b", "https://docs.org/home/x", "see ~/tmp/x", "1/work/2"]
-)
+@pytest.mark.parametrize("text", ["and/or", "n/a/home/b", "https://docs.org/home/x", "see ~/tmp/x", "1/work/2"])
 def test_words_that_look_like_paths_are_let_through(text: str) -> None:
     notebook = good()
     printed(text)(notebook)

@@ -185,10 +185,7 @@ def test_babi() -> None:
     )
     for question in tasks[1].test:  # one supporting fact holds both who is asked about and the answer
         [fact] = question.facts
-        assert (
-            question.answer in question.story[fact]
-            and question.question.split()[2][:-1] in question.story[fact]
-        )
+        assert question.answer in question.story[fact] and question.question.split()[2][:-1] in question.story[fact]
 
 
 @real_data
@@ -237,9 +234,7 @@ def test_fashion_mnist() -> None:
     assert fashion.images.shape == (900, 28, 28) and len(rows(fashion.images)) == 900
     assert torch.bincount(fashion.labels).tolist() == [90] * 10
     ink = fashion.images.float().flatten(1).mean(1)
-    by_class = {
-        name: ink[fashion.labels == row].mean().item() for row, name in enumerate(fashion.label_names)
-    }
+    by_class = {name: ink[fashion.labels == row].mean().item() for row, name in enumerate(fashion.label_names)}
     assert by_class["Sandal"] == min(by_class.values()) and by_class["Pullover"] > 2 * by_class["Sandal"]
     middle = fashion.images[fashion.labels == 1][:, 20:, 13:15].float().mean()
     assert middle < fashion.images[fashion.labels == 3][:, 20:, 13:15].float().mean(), "trousers have a gap"

@@ -96,9 +96,7 @@ def test_a_kernel_of_another_python_is_wrong(tmp_path: Path, monkeypatch: pytest
     assert found("kernel").status == "fine"
     kernel = tmp_path / "jupyter/kernels/python3/kernel.json"
     kernel.parent.mkdir(parents=True)
-    kernel.write_text(
-        json.dumps({"argv": ["/another/python", "-m", "x"], "display_name": "x", "language": "python"})
-    )
+    kernel.write_text(json.dumps({"argv": ["/another/python", "-m", "x"], "display_name": "x", "language": "python"}))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     assert found("kernel").status == "wrong" and "/another/python" in found("kernel").found
     assert shlex.split(found("kernel").remedy)[:4] == [sys.executable, "-m", "ipykernel", "install"]
@@ -109,9 +107,7 @@ def test_a_data_folder_that_is_not_there_is_wrong(elsewhere: Path, monkeypatch: 
     monkeypatch.setenv("MEMCOURSE_DATA", str(elsewhere))
     assert found("MEMCOURSE_DATA").status == "fine"
     monkeypatch.setenv("MEMCOURSE_DATA", str(elsewhere / "gone"))
-    assert (
-        found("MEMCOURSE_DATA").status == "wrong" and found("MEMCOURSE_DATA").remedy == "unset MEMCOURSE_DATA"
-    )
+    assert found("MEMCOURSE_DATA").status == "wrong" and found("MEMCOURSE_DATA").remedy == "unset MEMCOURSE_DATA"
 
 
 def test_the_copy_is_compared_with_the_version(elsewhere: Path) -> None:
@@ -145,12 +141,8 @@ from memcourse.course import doctor
 doctor.run(json=True)
 """
     root = Path(memcourse.__file__).parents[1]
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=root, check=True
-    )
-    finding = next(
-        f for f in json.loads(result.stdout)["findings"] if f["what"] == "torch" and f["part"] == "devices"
-    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root, check=True)
+    finding = next(f for f in json.loads(result.stdout)["findings"] if f["what"] == "torch" and f["part"] == "devices")
     assert finding["status"] == "wrong" and "libsomething.so" in finding["found"]
     assert "--force-reinstall torch" in finding["remedy"]
 

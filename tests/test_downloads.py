@@ -34,11 +34,7 @@ class Server:
             def do_GET(self) -> None:
                 asked = self.headers["Range"]
                 server.asked.append(asked)
-                start = (
-                    int(asked.removeprefix("bytes=").removesuffix("-"))
-                    if asked and server.knows_ranges
-                    else 0
-                )
+                start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and server.knows_ranges else 0
                 if start >= len(server.content):
                     self.send_error(416)
                     return
@@ -135,9 +131,7 @@ def test_another_file_from_the_server_is_not_kept(
     assert names(tmp_path) == []
 
 
-def test_a_file_that_became_shorter_on_the_server_does_not_block_the_next_call(
-    server: Server, tmp_path: Path
-) -> None:
+def test_a_file_that_became_shorter_on_the_server_does_not_block_the_next_call(server: Server, tmp_path: Path) -> None:
     part = tmp_path / "folder" / "planted.bin.part"
     part.parent.mkdir()
     part.write_bytes(CONTENT[:2000])
@@ -190,9 +184,7 @@ def test_a_server_that_is_not_there(server: Server, monkeypatch: pytest.MonkeyPa
         corpora.download("planted")
 
 
-def test_either_form_of_a_part_will_do(
-    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_either_form_of_a_part_will_do(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     [[plain]] = downloads.SOURCES["planted"].parts
     packed = File("folder/planted.gz", 4, hashlib.sha256(b"gzip").hexdigest())
     monkeypatch.setattr(downloads, "SOURCES", {"planted": Source("CC0", "origin", ((packed, plain),))})

@@ -59,9 +59,7 @@ def test_every_figure_is_a_png_of_one_width_and_dpi(draw) -> None:
 
 @ALL
 def test_nothing_is_cut_off(draw) -> None:
-    fig = draw(
-        "A title of so many words that it cannot stand in one line of a figure as wide as the course's are"
-    )
+    fig = draw("A title of so many words that it cannot stand in one line of a figure as wide as the course's are")
     fig.draw_without_rendering()
     box = fig.get_tightbbox()
     assert box.x0 >= 0 and box.y0 >= 0
@@ -83,17 +81,13 @@ def test_a_heat_map_names_its_axes_words_and_numbers() -> None:
 
 def test_masked_cells_are_hatched_and_only_they() -> None:
     hatched = {
-        (patch.get_x() + 0.5, patch.get_y() + 0.5)
-        for patch in a_heat_map().axes[0].patches
-        if patch.get_hatch()
+        (patch.get_x() + 0.5, patch.get_y() + 0.5) for patch in a_heat_map().axes[0].patches if patch.get_hatch()
     }
     assert hatched == {(column, row) for row, column in np.argwhere(~CAUSAL)}
 
 
 def test_curves_show_mean_and_spread_and_look_different() -> None:
-    fig = figures.curves(
-        {"a": ([1, 2], [[0, 4], [2, 8]]), "b": ([1, 2], [[9, 9], [9, 9]])}, x="x", y="y", title="t"
-    )
+    fig = figures.curves({"a": ([1, 2], [[0, 4], [2, 8]]), "b": ([1, 2], [[9, 9], [9, 9]])}, x="x", y="y", title="t")
     ax = fig.axes[0]
     first, second = ax.lines
     assert first.get_ydata().tolist() == [1, 6]

@@ -30,9 +30,7 @@ def test_there_is_a_first_chapter(folder: str) -> None:
 
 
 def test_every_chapter_has_its_exercises() -> None:
-    chapters, exercises = (
-        {t.master.stem for t in TARGETS if t.kind == kind} for kind in ("chapter", "exercises")
-    )
+    chapters, exercises = ({t.master.stem for t in TARGETS if t.kind == kind} for kind in ("chapter", "exercises"))
     assert exercises == set(build.checks.CHAPTERS)
     assert exercises <= chapters
 

@@ -38,9 +38,7 @@ def declared(*extras: str) -> dict[str, Requirement]:
 def run(*command: object, **options: object) -> str:
     """The output of a command, which must succeed; PYTHONPATH and the like do not reach it."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    result = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, env=environment, **options
-    )
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, **options)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
@@ -97,9 +95,7 @@ def test_what_is_imported_is_declared() -> None:
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom):
                 modules = [str(node.module)]
-            for name in (
-                {module.split(".")[0] for module in modules} - sys.stdlib_module_names - {"memcourse"}
-            ):
+            for name in {module.split(".")[0] for module in modules} - sys.stdlib_module_names - {"memcourse"}:
                 found = {canonicalize_name(home) for home in homes.get(name, [])}
                 assert found & ours, f"{path.name} imports {name}, which pyproject.toml does not declare"
 
@@ -204,9 +200,7 @@ def test_an_installation_that_stopped_is_not_taken_for_done(tmp_path: Path) -> N
         ({"origin": "/moved/memcourse/__init__.py"}, "rm -rf .venv"),
     ],
 )
-def test_make_says_what_is_wrong_with_this_python(
-    tmp_path: Path, pretended: dict[str, str], sentence: str
-) -> None:
+def test_make_says_what_is_wrong_with_this_python(tmp_path: Path, pretended: dict[str, str], sentence: str) -> None:
     result = Setup(tmp_path, **pretended).make()
     assert result.returncode != 0 and sentence in result.stderr
 

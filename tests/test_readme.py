@@ -12,9 +12,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_the_program_in_the_readme_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
     programs = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len(programs) == 1
-    lines = [
-        line for line in programs[0].splitlines() if line.strip() and not line.startswith(("import", "from"))
-    ]
+    lines = [line for line in programs[0].splitlines() if line.strip() and not line.startswith(("import", "from"))]
     assert len(lines) <= 10
     exec(compile(programs[0], "README.md", "exec"), {})
     assert capsys.readouterr().out.startswith(
@@ -38,8 +36,6 @@ def test_every_make_target_of_the_readme_is_in_the_makefile() -> None:
 def test_every_command_of_the_readme_is_in_the_command_line() -> None:
     from memcourse.course.cli import app
 
-    known = {
-        command.name or command.callback.__name__ for command in app.registered_commands if command.callback
-    }
+    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     named = set(re.findall(r"memcourse (lab|check|grade|hint|progress|doctor|data|start)\b", README))
     assert named and named <= known

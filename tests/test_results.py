@@ -28,9 +28,7 @@ def write(file: Path, found: object = 0.5) -> Path:
     return results.write("77_toy", {"loss": found}, config=CONFIG, seeds=[0, 1, 2], experiment_file=file)
 
 
-def test_what_is_written_is_read_from_anywhere_in_the_clone(
-    experiment: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_written_is_read_from_anywhere_in_the_clone(experiment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(experiment)
     course_copy = experiment.parents[1] / "my_course" / "chapters"
     course_copy.mkdir(parents=True)

@@ -58,9 +58,7 @@ def test_a_second_run_writes_no_notebook(repository: Path, copy: Path) -> None:
     assert "up to date" in str(summary)
 
 
-def test_a_new_version_updates_what_is_untouched_and_keeps_the_learners_work(
-    repository: Path, copy: Path
-) -> None:
+def test_a_new_version_updates_what_is_untouched_and_keeps_the_learners_work(repository: Path, copy: Path) -> None:
     start(copy)
     (copy / NAMES[0]).write_text("mine, and the course changes it too")
     (copy / NAMES[2]).write_text("mine, and the course leaves it alone")

@@ -53,9 +53,7 @@ def test_ids_above_int16_are_not_truncated() -> None:
 
 @pytest.mark.usefixtures("tokenizers")
 @pytest.mark.parametrize(("kind", "size"), [("word", 3000), ("bpe", 600)])
-def test_a_tokenizer_is_the_same_when_trained_again_and_when_loaded(
-    kind: str, size: int, tmp_path: Path
-) -> None:
+def test_a_tokenizer_is_the_same_when_trained_again_and_when_loaded(kind: str, size: int, tmp_path: Path) -> None:
     text = corpora.python_docs().valid
     first, second = corpora.tokenizer(text, size, kind=kind), corpora.tokenizer(text, size, kind=kind)
     first.save(tmp_path / "first.json")

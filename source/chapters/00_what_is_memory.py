@@ -746,6 +746,32 @@ for weight in (0.0, 0.6):
     print(f"weight of the store {weight}: the capital of italy is {best} ({odds:.0%})")
 
 # %% [markdown]
+# ## Four tasks that ask for memory and nothing else
+#
+# How well a memory works is measured on tasks in which everything but memory is easy. Four of them run through the course. Below, each box is a token
+# that the model reads, from left to right; a marked box is one after which it must say the token that stands beneath it.
+#
+# - **Associative recall**: pairs of a key and a value, then keys again: say their values. It asks for an *address*.
+# - **Passkey**: one value behind a mark, far back among filler. It asks for *retention*.
+# - **Flip-flop**: write a bit, ignore bits, read the last bit written. It asks for *overwriting*.
+# - **Selective copy**: symbols scattered among noise, to be said in order. It asks for a *choice of what to keep*.
+
+# %%
+from memcourse import tasks
+from memcourse.course.examples import examples
+
+batches = {
+    "associative recall": (tasks.associative_recall(batch_size=1, n_pairs=5, n_queries=4, seed=0), tasks.associative_recall_words()),
+    "passkey": (tasks.passkey(batch_size=1, n_segments=4, segment_len=4, seed=0), tasks.passkey_words()),
+    "flip-flop": (tasks.flip_flop(batch_size=1, n_instructions=8, p_ignore=0.5, seed=1), tasks.flip_flop_words()),
+    "selective copy": (tasks.selective_copy(batch_size=1, n_items=4, length=12, n_symbols=8, seed=1), tasks.selective_copy_words(n_symbols=8)),
+}
+drawn = {name: tasks.describe(batch, words) for name, (batch, words) in batches.items()}
+figures.show(examples(drawn, title="What is read, and beneath it what must be said"), "Four strips of tokens, one for each task; the marked tokens have beneath them the token to be said.")
+for name, (batch, words) in batches.items():
+    print(f"{name:18} {batch.tokens.shape[1]:2} tokens read, {(batch.targets != -100).sum().item()} to be said, {len(words)} words known")
+
+# %% [markdown]
 # ## When it breaks
 #
 # Three faults that return in every chapter, in their smallest form.

@@ -10,6 +10,7 @@ from memcourse.course.exercise import Exercise
 CHAPTERS: dict[str, str] = {  # NN_slug -> the module here that holds EXERCISES
     "00_what_is_memory": "what_is_memory",
     "01_attention": "attention",
+    "02_key_value": "key_value",
     "03_gated": "gated",
 }
 
