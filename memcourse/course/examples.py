@@ -22,7 +22,7 @@ def examples(rows: Mapping[str, Sequence[tuple[str, str]]], *, title: str) -> Fi
     ax.set(xlim=(0, longest), ylim=(len(rows), -0.02))
     ax.axis("off")
     ax.set_title(title)
-    said_color = LINES[1][0]
+    said_color, middle = LINES[1][0], {"ha": "center", "va": "center"}
     for top, (name, tokens) in enumerate(rows.items()):
         ax.text(0, top + 0.16, name, fontsize=9, weight="bold", color=INK)
         for x, (token, said) in enumerate(tokens):
