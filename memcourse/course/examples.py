@@ -22,15 +22,16 @@ def examples(rows: Mapping[str, Sequence[tuple[str, str]]], *, title: str) -> Fi
     ax.set(xlim=(0, longest), ylim=(len(rows), -0.02))
     ax.axis("off")
     ax.set_title(title)
-    said_color, middle = LINES[1][0], {"ha": "center", "va": "center"}
+    said_color = LINES[1][0]
     for top, (name, tokens) in enumerate(rows.items()):
         ax.text(0, top + 0.16, name, fontsize=9, weight="bold", color=INK)
         for x, (token, said) in enumerate(tokens):
-            edge = said_color if said else PALE
-            ax.add_patch(Rectangle((x + 0.06, top + 0.24), 0.88, 0.3, facecolor="white", edgecolor=edge, linewidth=1.4))
-            ax.text(x + 0.5, top + 0.39, token, ha="center", va="center", fontsize=7, color=INK)
+            box = Rectangle((x + 0.06, top + 0.24), 0.88, 0.3, facecolor="white", linewidth=1.4)
+            box.set_edgecolor(said_color if said else PALE)
+            ax.add_patch(box)
+            ax.text(x + 0.5, top + 0.39, token, ha="center", va="center", fontsize=7)
             if said:
-                ax.text(
-                    x + 0.5, top + 0.69, said, ha="center", va="center", fontsize=8, weight="bold", color=said_color
+                ax.text(x + 0.5, top + 0.69, said, ha="center", va="center", fontsize=8, weight="bold").set_color(
+                    said_color
                 )
     return fig

@@ -223,9 +223,10 @@ DECODER = Exercise(
     difficulty="hard",
     question="""\
 Plug the library's `AdditiveAttention` into the decoder of a sequence-to-sequence model
-(`help(AdditiveAttention.forward)` says what it takes). `__init__` is given: write `forward`, where the hidden state asks at every step, the context that it reads goes into the GRU cell beside the
-embedded word, and the new hidden state says the next word. The check then trains your decoder for a few seconds to
-say sentences backwards, which the same decoder without attention does not learn: its memory is one vector, yours is
+(`help(AdditiveAttention.forward)` says what it takes). `__init__` is given: write `forward`, where the hidden state
+asks at every step, the context that it reads goes into the GRU cell beside the embedded word, and the new hidden state
+says the next word. The check then trains your decoder for a few seconds to say sentences backwards, which the same
+decoder without attention does not learn: its memory is one vector, yours is
 the whole sentence.""",
     stub='''\
 class Decoder(nn.Module):
