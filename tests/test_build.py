@@ -328,8 +328,8 @@ PLANTED: list[tuple[str, str, Callable[[NotebookNode], object], str]] = [  # rul
     ("no_path_of_a_machine", "chapter", printed(r"C:\Users\ada"), r"C:\\Users"),
     ("no_path_of_a_machine", "chapter", printed("in lib/site-packages/torch"), "site-packages"),
     ("no_path_of_a_machine", "chapter", printed("/tmp/ipykernel_12/3.py:1: warning"), "/tmp"),
-    ("no_path_of_a_machine", "chapter", printed(f"read {build.ROOT}"), build.ROOT.name),
-    ("no_path_of_a_machine", "chapter", printed(f"in {Path.home()}"), Path.home().name),
+    ("no_path_of_a_machine", "chapter", printed(f"read {build.ROOT}"), "shows a path"),
+    ("no_path_of_a_machine", "chapter", printed(f"in {Path.home()}"), "shows a path"),
     ("sections_are_compared", "chapter", lambda n: n.cells[4].update(outputs=[]), "'Two' has no output"),
     ("sections_are_compared", "chapter", lambda n: n.cells[2].outputs.pop(), "'One' has no output"),
     (
