@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from memcourse.checkpoints import Checkpoint, History, finishing_the_step
 from memcourse.distributed import averaging, join, place, total

@@ -1006,6 +1006,7 @@ for name, held in {
 # - The guide: *大语言模型应用指南：什么是记忆* (A guide to applying large language models: what is memory). Its concept map is redrawn above; its sections 3 and 4 are the course's three equations.
 # - B. Park. *Literature Reviews: Neural Memory, kNN augmentation and some other recent trends.* 30 April 2024, in Korean. The reading list of the later chapters.
 # - *LM2: Large Memory Models*, a reader's notes in Korean, 18 February 2025. The question about long-term and short-term.
+# - J. J. Hopfield. *Neural networks and physical systems with emergent collective computational abilities.* PNAS 79, 1982.
 # - J. L. Elman. *Finding Structure in Time.* Cognitive Science 14, 1990.
 # - S. Hochreiter, J. Schmidhuber. *Long Short-Term Memory.* Neural Computation, 1997.
 # - F. A. Gers, J. Schmidhuber, F. Cummins. *Learning to Forget: Continual Prediction with LSTM.* Neural Computation 12, 2000. The forget gate.
