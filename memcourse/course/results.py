@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from memcourse.course.start import write_atomically
+
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -136,8 +138,5 @@ def _machine() -> dict[str, Any]:
 def _write_json(path: Path, document: Mapping[str, Any]) -> Path:
     """Write beside and rename, so that a half-written file is never read."""
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    write_atomically(path, text.encode())
     return path
