@@ -13,9 +13,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+import memcourse
 from memcourse.memory import SequenceMemory, differences, require, state_dtype, stream, write_safetensors
 
 Maker = Callable[[], SequenceMemory]
@@ -131,14 +132,21 @@ class MemoryTransformer(SequenceMemory):
     def forward(
         self, tokens: Int[Tensor, "batch time"], state: TransformerState | None = None
     ) -> tuple[Float[Tensor, "batch time vocab"], TransformerState]:
-        x, state, _ = self._run(tokens, state)
-        return F.linear(self.norm(x), self.embedding.weight), state
+        features, state, _ = self.features(tokens, state)
+        return self.logits(features), state
+
+    def logits(self, features: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any vocab"]:
+        """Scores of every next token, from what `features` gives: (..., D) -> (..., V)."""
+        return F.linear(features, self.embedding.weight)
 
     def hidden(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time d_model"]:
         """The input of the last feed-forward, after its norm: one row per token, (B, T) -> (B, T, D)."""
-        return self._run(tokens, None)[2]
+        return self.features(tokens)[2]
 
-    def _run(self, tokens: Tensor, state: TransformerState | None) -> tuple[Tensor, TransformerState, Tensor]:
+    def features(
+        self, tokens: Int[Tensor, "batch time"], state: TransformerState | None = None
+    ) -> tuple[Float[Tensor, "batch time d_model"], TransformerState, Float[Tensor, "batch time d_model"]]:
+        """What the logits are made of, the state, and `hidden`, in one pass: a caller may want few of the logits."""
         self._check_tokens(tokens)
         embedded = self.embedding(tokens)  # (B, T, D)
         state = self.accept(state, len(tokens), embedded.device, embedded.dtype)
@@ -150,7 +158,7 @@ class MemoryTransformer(SequenceMemory):
         for layer, layer_state in zip(self.blocks, state.layers, strict=True):
             x, layer_state, hidden = layer.advance_with_hidden(x, layer_state)
             layers.append(layer_state)
-        return x, TransformerState(embedded[:, -1].to(state.previous), tuple(layers)), hidden
+        return self.norm(x), TransformerState(embedded[:, -1].to(state.previous), tuple(layers)), hidden
 
     def _check_tokens(self, tokens: Tensor) -> None:
         integers = tokens.ndim == 2 and not tokens.is_floating_point() and tokens.dtype != torch.bool
@@ -198,6 +206,29 @@ class MemoryTransformer(SequenceMemory):
             require(not differing, "path", path, f"a model of this configuration; {'; '.join(differing)}")
             self.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
         return self
+
+
+def open_model(path: str | os.PathLike[str]) -> MemoryTransformer:
+    """The model that `MemoryTransformer.save` wrote, built anew from the configuration in its file.
+
+    Raises ValueError where the file holds something else, or a memory that this version does not have.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            config = json.loads((file.metadata() or {}).get("config", "null"))
+    except SafetensorError as error:
+        raise ValueError(f"path must be a file written by MemoryTransformer.save, got {path}: {error}") from None
+    saved = isinstance(config, dict) and {"vocab_size", "d_model", "n_layers", "memory"} <= config.keys()
+    require(saved, "path", path, "a file written by MemoryTransformer.save")
+    return MemoryTransformer(**config | {"memory": [_maker(memory) for memory in config["memory"]]}).load(path)
+
+
+def _maker(config: dict[str, Any]) -> Maker:
+    """What makes the memory that a configuration describes: its class, by name, and its arguments."""
+    kind = getattr(memcourse, config["class"], None)
+    known = isinstance(kind, type) and issubclass(kind, SequenceMemory)
+    require(known, "class in the file", config["class"], f"a memory of memcourse {memcourse.__version__}")
+    return lambda: kind(**{name: value for name, value in config.items() if name != "class"})
 
 
 def _as_block(memory: SequenceMemory, d_model: int) -> SequenceMemory:
