@@ -89,7 +89,7 @@ def test_import_brings_in_nothing_heavy() -> None:
 def test_what_is_imported_is_declared() -> None:
     """By us, and not only by a package that happens to need it too."""
     homes = packages_distributions()
-    ours = {*declared("course"), *COMPANIONS}
+    ours = {*declared("course", "hf"), *COMPANIONS}
     for path in (ROOT / "memcourse").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -104,7 +104,7 @@ def test_constraints_pin_all_that_is_declared_inside_its_range() -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = dict(line.split("==") for line in lines if not line.startswith("#"))
     assert all(re.fullmatch(r"[0-9][0-9a-z.]*", version) for version in pins.values()), "no local versions"
-    for name, requirement in declared("course", "dev").items():
+    for name, requirement in declared("course", "hf", "dev").items():
         assert requirement.specifier.contains(pins[name]), f"{requirement} is pinned to {pins[name]}"
 
 
@@ -112,7 +112,7 @@ def test_conda_gets_the_same_packages() -> None:
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     *conda, from_pip = environment["dependencies"]
     *names, constraints, course = from_pip["pip"]
-    assert set(names) == set(declared("course", "dev"))
+    assert set(names) == set(declared("course", "hf", "dev"))
     assert (constraints, course) == ("-c constraints.txt", "-e .[dev]")
     assert "pip" in conda and any(f"python {PROJECT['requires-python']}" in line for line in conda)
 
