@@ -10,11 +10,14 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "attention": ("AdditiveAttention", "CausalAttention", "MultiHeadAttention", "attend", "hopfield_step"),
+    "datastore": ("Datastore",),
     "gated": ("GatedMemory", "ParallelGatedMemory", "gated_update", "linear_scan"),
     "key_value": ("KeyValueMemory", "KeyValueStore", "ProductKeys"),
+    "knn_lm": ("KNNLM", "interpolate", "knn_log_prob", "knn_probs"),
     "memory": ("SequenceMemory",),
+    "resmem": ("ResMem", "residual_read"),
     "training": ("Batch", "evaluate", "fit"),
-    "transformer": ("MemoryTransformer",),
+    "transformer": ("MemoryTransformer", "open_model"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

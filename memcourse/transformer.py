@@ -225,9 +225,9 @@ def open_model(path: str | os.PathLike[str]) -> MemoryTransformer:
 
 def _maker(config: dict[str, Any]) -> Maker:
     """What makes the memory that a configuration describes: its class, by name, and its arguments."""
-    kind = getattr(memcourse, config["class"], None)
+    kind: Any = getattr(memcourse, config.get("class", ""), None)
     known = isinstance(kind, type) and issubclass(kind, SequenceMemory)
-    require(known, "class in the file", config["class"], f"a memory of memcourse {memcourse.__version__}")
+    require(known, "class in the file", config.get("class"), f"a memory of memcourse {memcourse.__version__}")
     return lambda: kind(**{name: value for name, value in config.items() if name != "class"})
 
 

@@ -16,7 +16,8 @@ collect_ignore = ["bad_input"] if SHAPE_CHECKS else []
 if SHAPE_CHECKS:
     from jaxtyping import install_import_hook
 
-    modules = [f"memcourse.{path.stem}" for path in (ROOT / "memcourse").glob("*.py") if path.stem != "__init__"]
+    names = [path.stem for path in (ROOT / "memcourse").iterdir() if path.suffix == ".py" or path.is_dir()]
+    modules = [f"memcourse.{name}" for name in names if name not in ("__init__", "course")]
     install_import_hook(modules, "beartype.beartype")
 
 

@@ -25,7 +25,19 @@ ROOT = Path(memcourse.__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 COMPANIONS = {"cycler", "ipython", "jupyter-client", "jupyter-core", "pillow"}  # of matplotlib and ipykernel
-HEAVY = ("faiss", "matplotlib", "sklearn", "pytest", "typer", "IPython", "jupyter", "jupyterlab", "ipykernel")
+HEAVY = (
+    "faiss",
+    "matplotlib",
+    "sklearn",
+    "tokenizers",
+    "transformers",
+    "pytest",
+    "typer",
+    "IPython",
+    "jupyter",
+    "jupyterlab",
+    "ipykernel",
+)
 
 
 def declared(*extras: str) -> dict[str, Requirement]:

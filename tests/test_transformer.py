@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from memcourse import Batch, CausalAttention, MemoryTransformer, evaluate, fit
+from memcourse import Batch, CausalAttention, GatedMemory, MemoryTransformer, evaluate, fit, open_model
 from memcourse.memory import stream
 from memcourse.transformer import MixerBlock
 
@@ -108,3 +108,13 @@ def test_a_token_alone_and_a_stream_of_singles() -> None:
     whole = language_model(tokens)[0]
     streamed = torch.cat([logits for logits, _ in stream(language_model, tokens, 1)], dim=1)
     torch.testing.assert_close(streamed, whole, atol=1e-12, rtol=0)
+
+
+def test_a_saved_model_is_opened_without_its_source(tmp_path: Path) -> None:
+    makers = [lambda: CausalAttention(6, 3, window=5), lambda: GatedMemory(6)]
+    model = MemoryTransformer(11, 6, 2, makers)
+    model.save(tmp_path / "model.safetensors")
+    opened = open_model(tmp_path / "model.safetensors")
+    tokens = torch.arange(7)[None]
+    assert opened.config == model.config
+    assert torch.equal(opened(tokens)[0], model(tokens)[0])

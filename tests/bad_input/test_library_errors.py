@@ -19,6 +19,7 @@ from memcourse import (
     hopfield_step,
 )
 from memcourse import memory as state_of
+from memcourse.transformer import open_model
 
 DRAW = torch.zeros
 
@@ -183,3 +184,16 @@ def test_an_attribute_that_does_not_exist() -> None:
 
     with pytest.raises(AttributeError, match="no attribute 'Attention'"):
         memcourse.Attention  # noqa: B018
+
+
+def test_what_cannot_be_opened_as_a_model(tmp_path: Path) -> None:
+    torn, other, unknown = tmp_path / "torn", tmp_path / "other", tmp_path / "unknown"
+    torn.write_bytes(b"half a file")
+    state_of.save(STATE, other)
+    state_of.write_safetensors(model().state_dict(), unknown, model().config | {"memory": [{"class": "Hologram"}]})
+    with pytest.raises(ValueError, match="path must be a file written by MemoryTransformer.save, got .*torn"):
+        open_model(torn)
+    with pytest.raises(ValueError, match="path must be a file written by MemoryTransformer.save, got .*other"):
+        open_model(other)
+    with pytest.raises(ValueError, match="class in the file must be a memory of memcourse .*, got Hologram"):
+        open_model(unknown)
