@@ -12,6 +12,8 @@ CHAPTERS: dict[str, str] = {  # NN_slug -> the module here that holds EXERCISES
     "01_attention": "attention",
     "02_key_value": "key_value",
     "03_gated": "gated",
+    "04_knn_lm": "knn_lm",
+    "05_resmem": "resmem",
 }
 
 
