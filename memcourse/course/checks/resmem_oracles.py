@@ -1,0 +1,428 @@
+"""How the answers of chapter 05 are used, and what is right: cases, probes, oracles, properties.
+
+The oracles are the equations in NumPy float64, one number at a time: no library, no torch, no matrix product.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+from timeit import timeit
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from memcourse.course.checks.attention_oracles import Array, one_thread, random, softmax
+from memcourse.course.exercise import Wrong
+
+Labels = NDArray[np.int64]
+
+
+def read(distances: Array, residuals: Array, bandwidth: float) -> Array:
+    """(k,), (k, C) -> (C,): the residuals, weighted by exp(-distance / bandwidth) over its sum."""
+    correction = np.zeros(residuals.shape[1])
+    for weight, residual in zip(softmax(-distances / bandwidth), residuals, strict=True):
+        correction += weight * residual
+    return correction
+
+
+def nearest(query: Array, keys: Array, k: int) -> tuple[list[float], list[int]]:
+    """The distances and the rows of the k nearest keys, nearest first."""
+    found = sorted((math.sqrt(sum((query - key) ** 2)), row) for row, key in enumerate(keys))[:k]
+    return [distance for distance, _ in found], [row for _, row in found]
+
+
+# 5.1 predicted_outputs
+
+MODEL, DISTANCES, TARGETS = 10.0, (1.0, 2.0, 3.0), (16.0, 10.0, 7.0)
+
+
+def predictions() -> dict[str, float]:
+    """A model that says 10 everywhere, and three memories at distances 1, 2, 3 with targets 16, 10, 7."""
+    halving = 1 / math.log(2)  # the bandwidth at which a weight halves with each unit of distance
+
+    def said(
+        distances: Sequence[float] = DISTANCES,
+        held: Sequence[float] = [target - MODEL for target in TARGETS],
+        bandwidth: float = halving,
+        model: float = MODEL,
+    ) -> float:
+        return model + float(read(np.array(distances), np.array(held)[:, None], bandwidth)[0])
+
+    twice = sorted(2 * list(zip(DISTANCES, [target - MODEL for target in TARGETS], strict=True)))[:3]
+    return {
+        "narrow": said(bandwidth=1e-3),
+        "wide": said(bandwidth=1e9),
+        "halving": said(),
+        "far_away": said([1000 + distance for distance in DISTANCES]),
+        "stored_twice": said([distance for distance, _ in twice], [residual for _, residual in twice]),
+        "knn_alone": said(held=TARGETS, model=0.0),
+        "interpolates": said(held=[0.0, 0.0, 0.0]),
+    }
+
+
+# 5.2 residual_correction
+
+
+def correction_cases() -> list[tuple[Any, ...]]:
+    """(Q, k, C) = (2, 3, 5); (5, 7, 3), with a memory at the query itself, a query that is far from all, and
+    neighbours that an index did not find, at distance inf with the value 0."""
+    small = random(1, 2, 3).square().sort(dim=1).values * 4
+    squared = random(3, 5, 7).square().sort(dim=1).values
+    squared[1, 0] = 0.0
+    squared[2] = (300 + torch.arange(7) / 8) ** 2
+    residuals = random(4, 5, 7, 3)
+    squared[4, 5:], residuals[4, 5:] = math.inf, 0.0
+    return [(small, random(2, 2, 3, 5), 0.7), (squared, residuals, 1.3)]
+
+
+def correction_oracle(squared_distances: Array, residuals: Array, bandwidth: float) -> Array:
+    return np.array([
+        read(np.sqrt(distances), held, bandwidth) for distances, held in zip(squared_distances, residuals, strict=True)
+    ])  # fmt: skip
+
+
+def one_query_and_an_empty_memory(answer: Any) -> None:
+    shape = tuple(answer(random(1, 1, 1).square(), random(2, 1, 1, 1), 1.0).shape)
+    if shape != (1, 1):
+        raise Wrong(
+            f"one query, one memory and one target should give a correction of shape (1, 1); found {shape}. squeeze() "
+            "without an axis drops every axis of length 1"
+        )
+    empty = answer(torch.zeros(3, 0), torch.zeros(3, 0, 2), 1.0)
+    if tuple(empty.shape) != (3, 2) or empty.any():
+        raise Wrong(
+            "three queries to an empty memory, squared_distances (3, 0) and residuals (3, 0, 2), should give zeros of "
+            f"shape (3, 2); found {empty.tolist()} of shape {tuple(empty.shape)}"
+        )
+
+
+# 5.3 ResidualClassifier
+
+
+def classifier_cases() -> list[tuple[Any, ...]]:
+    """(n, D, C, Z, Q, k) = (7, 3, 5, 2, 2, 3), memorised as 4 and 3; then (11, 5, 3, 7, 1, 1), as 5 and 6."""
+    cases = []
+    for seed, (n, D, C, Z, Q, first, k) in ((1, (7, 3, 5, 2, 2, 4, 3)), (2, (11, 5, 3, 7, 1, 5, 1))):
+        y = torch.randint(C, (n,), generator=torch.Generator().manual_seed(seed))
+        tensors = random(seed, n, D), y, 2 * random(seed + 5, D, C), random(seed + 10, D, Z), random(seed + 15, Q, D)
+        cases.append((*tensors, first, k, 0.7, 1.9))
+    return cases
+
+
+def classifier_probe(
+    answer: Any,
+    x: Tensor,
+    y: Tensor,
+    to_logits: Tensor,
+    to_embedding: Tensor,
+    queries: Tensor,
+    memorised_first: int,
+    k: int,
+    bandwidth: float,
+    temperature: float,
+) -> Any:
+    """Memorise the first examples, then the others, and ask."""
+    model = answer(lambda x: x @ to_logits, lambda x: x @ to_embedding, k, bandwidth, temperature)
+    model.memorize(x[:memorised_first], y[:memorised_first])
+    model.memorize(x[memorised_first:], y[memorised_first:])
+    return model(queries)
+
+
+def classifier_oracle(
+    x: Array,
+    y: Labels,
+    to_logits: Array,
+    to_embedding: Array,
+    queries: Array,
+    memorised_first: int,
+    k: int,
+    bandwidth: float,
+    temperature: float,
+) -> Array:
+    def probabilities(row: Array) -> Array:
+        return softmax(np.array([sum(row * column) / temperature for column in to_logits.T]))
+
+    def embedding(row: Array) -> Array:
+        return np.array([sum(row * column) for column in to_embedding.T])
+
+    residuals = np.array([-probabilities(row) for row in x])
+    for i, label in enumerate(y):
+        residuals[i, label] += 1
+    keys = np.array([embedding(row) for row in x])
+    scores = []
+    for query in queries:
+        distances, rows = nearest(embedding(query), keys, k)
+        scores.append(probabilities(query) + read(np.array(distances), residuals[rows], bandwidth))
+    return np.array(scores)
+
+
+# 5.4 error_for_every_k
+
+SPEED_UP = 5
+TIMED = {"queries": 128, "neighbours": 128, "targets": 3}
+
+
+def every_k_cases() -> list[tuple[Any, ...]]:
+    """(Q, K, C) = (2, 3, 5); (5, 7, 2), where a query is far from all; (3, 1, 2)."""
+    cases = []
+    for seed, (Q, K, C, bandwidth) in enumerate([(2, 3, 5, 0.7), (5, 7, 2, 1.3), (3, 1, 2, 0.5)], start=1):
+        distances = random(seed, Q, K).abs().sort(dim=1).values
+        if K == 7:
+            distances[3] += 300
+        tensors = random(seed + 5, Q, C), distances, random(seed + 10, Q, K, C), random(seed + 15, Q, C)
+        cases.append((*tensors, bandwidth))
+    return cases
+
+
+def every_k_oracle(prediction: Array, distances: Array, residuals: Array, targets: Array, bandwidth: float) -> Array:
+    Q, K, C = residuals.shape
+    errors = np.zeros(K)
+    for k in range(1, K + 1):
+        for q in range(Q):
+            said = prediction[q] + read(distances[q, :k], residuals[q, :k], bandwidth)
+            errors[k - 1] += sum((said - targets[q]) ** 2) / (Q * C)
+    return errors
+
+
+def every_k_loop(prediction: Tensor, distances: Tensor, residuals: Tensor, targets: Tensor, bandwidth: float) -> Tensor:
+    """The loop that the stub prints."""
+    errors = []
+    for k in range(1, distances.shape[1] + 1):
+        weights = (-distances[:, :k] / bandwidth).softmax(dim=1)
+        correction = (weights[:, :, None] * residuals[:, :k]).sum(dim=1)
+        errors.append((prediction + correction - targets).square().mean())
+    return torch.stack(errors)
+
+
+@one_thread()
+def at_least_five_times_as_fast_as_the_loop(answer: Any) -> None:
+    Q, K, C = TIMED.values()
+    distances = random(1, Q, K).abs().sort(dim=1).values
+    case = (random(2, Q, C), distances, random(3, Q, K, C), random(4, Q, C), 0.7)
+    loop = fast = math.inf
+    for _ in range(7):  # taken in turns, and the least of each, so that a busy machine slows both or neither
+        loop = min(loop, timeit(lambda: every_k_loop(*case), number=1))
+        fast = min(fast, timeit(lambda: answer(*case), number=1), timeit(lambda: answer(*case), number=1))
+    if fast * SPEED_UP > loop:
+        raise Wrong(
+            f"the same numbers as the loop, at {loop / fast:.1f} times its speed; at least {SPEED_UP} times is asked. "
+            f"A Python step for each of the {K} values of k is too many, and so is a table of {K} x {K}"
+        )
+
+
+# 5.5 kept_by_noise
+
+NEIGHBORS = [2**i for i in range(9)]  # 1, 2, ... 256
+BANDWIDTHS = [2.0**i for i in range(-6, 3)]  # 1/64 ... 4
+SEEDS = 3
+FEWER = 2 / 3  # at least a third fewer errors than the model alone
+
+
+@cache
+def noise_limits() -> dict[str, float]:
+    """Where a linear model of digits with a memory makes at least a third fewer errors than without."""
+    clean, some, much = (_errors_by_k(noise) for noise in (0.0, 0.2, 0.4))
+    return {
+        "clean": _helpful(clean)[0],
+        "20 %": _helpful(some)[0],
+        "20 %, largest": _helpful(some)[-1],
+        "40 %": _helpful(much)[0],
+        "20 %, bandwidth": _helpful(_errors_by_bandwidth(0.2))[0],
+    }
+
+
+def _helpful(errors: dict[float, float]) -> list[float]:
+    """Of {k or bandwidth: error, 0: the model's own}, those that help, in order."""
+    return [value for value, error in errors.items() if value and error <= FEWER * errors[0]]
+
+
+def _errors_by_k(noise: float) -> dict[float, float]:
+    return _errors(noise, {k: np.full((len(_distances()[0]), k), 1 / k) for k in NEIGHBORS})
+
+
+def _errors_by_bandwidth(noise: float) -> dict[float, float]:
+    beyond = _distances()[0] - _distances()[0][:, :1]
+    weights = {bandwidth: np.exp(-beyond / bandwidth) for bandwidth in BANDWIDTHS}
+    return _errors(noise, {bandwidth: w / w.sum(axis=1, keepdims=True) for bandwidth, w in weights.items()})
+
+
+def _errors(noise: float, weights: dict[float, Array]) -> dict[float, float]:
+    """The share of wrong test digits, a mean over seeds, for each of the weights (queries, k); under 0 without any."""
+    (x, labels), (queries, truth) = _digits()
+    _, rows = _distances()
+    found = dict.fromkeys([0.0, *weights], 0.0)
+    for seed in range(SEEDS):
+        generator = np.random.default_rng(seed)
+        wrong = generator.random(len(labels)) < noise
+        flipped = np.where(wrong, (labels + generator.integers(1, 10, len(labels))) % 10, labels)
+        y = np.eye(10)[flipped]
+        with_one, queries_with_one = (np.c_[part, np.ones(len(part))] for part in (x, queries))
+        map_ = np.linalg.solve(with_one.T @ with_one + np.eye(65), with_one.T @ y)
+        prediction = queries_with_one @ map_  # (queries, 10)
+        residuals = (y - with_one @ map_)[rows]  # (queries, 256, 10)
+        for value, weight in {0.0: np.zeros((len(rows), 1)), **weights}.items():
+            said = prediction + (weight[:, None] @ residuals[:, : weight.shape[1]])[:, 0]
+            found[value] += float((said.argmax(axis=1) != truth).mean()) / SEEDS
+    return found
+
+
+@cache
+def _digits() -> tuple[tuple[Array, Labels], tuple[Array, Labels]]:
+    from memcourse.corpora import digits
+
+    train, test = ((part.images.flatten(1).double().numpy() / 16, part.labels.numpy()) for part in digits())
+    return train, test
+
+
+@cache
+def _distances() -> tuple[Array, Labels]:
+    """Of every test digit to its 256 nearest training digits, and which they are: (queries, 256), twice."""
+    (x, _), (queries, _) = _digits()
+    squared = (queries**2).sum(axis=1)[:, None] - 2 * queries @ x.T + (x**2).sum(axis=1)
+    rows = squared.argsort(axis=1)[:, :256]
+    return np.sqrt(np.take_along_axis(squared, rows, axis=1).clip(min=0)), rows
+
+
+# 5.6 enough_memories
+
+MEMORIES = [2**i for i in range(2, 14)]  # 4, 8, ... 8192
+NORM = 0.5  # of the model; the target's is 1
+
+
+@cache
+def enough() -> dict[str, int]:
+    """The smallest n at which the risk is at most a quarter of the model's own."""
+    return {
+        "d = 2": _enough(2, 1 - NORM),
+        "d = 4": _enough(4, 1 - NORM),
+        "d = 8": _enough(8, 1 - NORM),
+        "d = 4, kNN alone": _enough(4, 1.0, model=0.0),
+    }
+
+
+def _enough(d: int, stored: float, model: float = NORM) -> int:
+    """For a memory that holds `stored` times the target, beside a model that says `model` times the target."""
+    return next(n for n in MEMORIES if _risk(n, d, stored, model) <= 0.25 * (1 - NORM) ** 2)
+
+
+def _risk(n: int, d: int, stored: float, model: float) -> float:
+    """Mean squared error with the nearest memory, over that of saying 0; the target is the first coordinate."""
+    risks = []
+    for seed in range(5):
+        generator = np.random.default_rng(seed)
+        x, queries = _ball(generator, n, d), _ball(generator, 512, d)
+        squared = (queries**2).sum(axis=1)[:, None] - 2 * queries @ x.T + (x**2).sum(axis=1)
+        said = model * queries[:, 0] + stored * x[squared.argmin(axis=1), 0]
+        risks.append(((said - queries[:, 0]) ** 2).mean() / (queries[:, 0] ** 2).mean())
+    return float(np.mean(risks))
+
+
+def _ball(generator: np.random.Generator, n: int, d: int) -> Array:
+    """n points, uniform in the unit ball of d dimensions."""
+    x = generator.standard_normal((n, d))
+    return x / np.linalg.norm(x, axis=1, keepdims=True) * generator.random((n, 1)) ** (1 / d)
+
+
+def within_a_step(limits: Callable[[], dict[str, Any]]) -> Callable[[Any], Any]:
+    """The probe of numbers read off a curve: one within a factor of two of its limit, a step, counts as the limit."""
+
+    def probe(answer: Any) -> Any:
+        if not isinstance(answer, dict):
+            return answer
+        return {name: _limit_if_near(number, limits().get(name)) for name, number in answer.items()}
+
+    return probe
+
+
+def _limit_if_near(number: Any, limit: float | None) -> Any:
+    near = isinstance(number, int | float) and limit is not None and limit / 2 <= number <= 2 * limit
+    return limit if near else number
+
+
+# 5.7 three_errors
+
+
+class LinearClassifier:
+    """What scikit-learn's classifiers have: NumPy in, NumPy out."""
+
+    def __init__(self, to_logits: Tensor) -> None:
+        self.to_logits = to_logits.double().numpy()
+        self.classes_ = np.arange(to_logits.shape[1])
+
+    def predict_proba(self, x: Any) -> Array:
+        logits = np.asarray(x, dtype=np.float64) @ self.to_logits
+        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+    def predict(self, x: Any) -> Labels:
+        return self.predict_proba(x).argmax(axis=1)
+
+
+def three_cases() -> list[tuple[Any, ...]]:
+    """(n, D, C) = (41, 3, 5) and (67, 2, 7), 29 and 31 held out, 37 for the test; the classes overlap."""
+    cases = []
+    for seed, (n, held, test, D, C) in ((0, (41, 29, 37, 3, 5)), (1, (67, 31, 37, 2, 7))):
+        centres = 1.6 * random(seed, C, D)
+        parts: list[Tensor] = []
+        for part, size in enumerate((n, held, test), start=1):
+            labels = torch.randint(C, (size,), generator=torch.Generator().manual_seed(100 * part + seed))
+            parts += [centres[labels] + random(200 * part + seed, size, D), labels]
+        cases.append((*parts, 0.4 * centres.T.contiguous(), (5, 2, 1, 11), (0.1, 0.4, 1.6)))
+    return cases
+
+
+def three_probe(
+    answer: Any,
+    train_x: Tensor,
+    train_y: Tensor,
+    held_out_x: Tensor,
+    held_out_y: Tensor,
+    test_x: Tensor,
+    test_y: Tensor,
+    to_logits: Tensor,
+    ks: tuple[int, ...],
+    bandwidths: tuple[float, ...],
+) -> Any:
+    train, held_out, test = (train_x, train_y), (held_out_x, held_out_y), (test_x, test_y)
+    return answer(LinearClassifier(to_logits), train, held_out, test, ks, bandwidths)
+
+
+def three_oracle(
+    train_x: Array,
+    train_y: Labels,
+    held_out_x: Array,
+    held_out_y: Labels,
+    test_x: Array,
+    test_y: Labels,
+    to_logits: Array,
+    ks: tuple[int, ...],
+    bandwidths: tuple[float, ...],
+) -> dict[str, float]:
+    def probabilities(row: Array) -> Array:
+        return softmax(np.array([sum(row * column) for column in to_logits.T]))
+
+    one_hot = np.eye(to_logits.shape[1])[train_y]
+    residuals = one_hot - np.array([probabilities(row) for row in train_x])
+
+    def errors(x: Array, y: Labels, held: Array, model: bool, k: int, bandwidth: float) -> tuple[float, float]:
+        """The share of errors and the squared error of the model (or not) with what is held."""
+        wrong = squared = 0.0
+        for query, label in zip(x, y, strict=True):
+            distances, rows = nearest(query, train_x, k)
+            said = model * probabilities(query) + read(np.array(distances), held[rows], bandwidth)
+            wrong += float(said.argmax() != label)
+            squared += float(sum((said - np.eye(len(said))[label]) ** 2))
+        return wrong / len(y), squared / len(y)
+
+    grid = [(k, bandwidth) for k in ks for bandwidth in bandwidths]
+    best = min(grid, key=lambda pair: errors(held_out_x, held_out_y, residuals, True, *pair))
+    return {
+        "base": errors(test_x, test_y, 0 * residuals, True, *best)[0],
+        "kNN alone": errors(test_x, test_y, one_hot, False, *best)[0],
+        "ResMem": errors(test_x, test_y, residuals, True, *best)[0],
+    }
