@@ -33,7 +33,8 @@ notebooks: environment ## build chapters/, exercises/ and solutions/ from source
 bench: environment ## measure speed and memory against peers
 	$(RUN) -m benchmarks
 
-reproduce: environment ## run every experiment again and rewrite experiments/results/
+reproduce: environment ## train the bundled model and run every experiment again (an hour)
+	@$(RUN) experiments/bundled_model.py
 	@set -e; for experiment in experiments/[0-9][0-9]_*.py; do echo "$$experiment"; $(RUN) "$$experiment"; done
 	@$(RUN) experiments/readme_figure.py
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from benchmarks.timing import Row
 
-MODULES = ("course", "attention", "gated", "key_value")
+MODULES = ("course", "attention", "gated", "key_value", "datastore", "knn_lm")
 
 
 def main() -> int:
