@@ -16,7 +16,7 @@ from memcourse.course.checks import all_exercises, exercises
 from memcourse.course.exercise import Report
 from memcourse.course.start import MANIFEST
 
-COMMANDS = ("start", "lab", "check", "hint", "progress", "grade", "doctor", "data")
+COMMANDS = ("start", "lab", "check", "hint", "progress", "grade", "doctor", "data", "datastore")
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from memcourse import __version__
+from memcourse.course import datastore_commands
 
 app = typer.Typer(
     add_completion=False,
@@ -23,6 +24,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(datastore_commands.app, name="datastore", help="Build a datastore from text, and look into it.")
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for a program to read.")]
 ExerciseId = Annotated[
     str, typer.Argument(metavar="ID", help="The exercise's number, such as 1.2.", show_default=False)
@@ -46,11 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _expected() -> tuple[type[Exception], ...]:
     from memcourse.course.answers import NotACourseNotebook
     from memcourse.course.checks import UnknownExercise
+    from memcourse.course.datastore_commands import Refused
     from memcourse.course.sandbox import SandboxFault
     from memcourse.course.start import CannotStart
     from memcourse.downloads import DataError
 
-    return CannotStart, DataError, NotACourseNotebook, SandboxFault, UnknownExercise
+    return CannotStart, DataError, NotACourseNotebook, Refused, SandboxFault, UnknownExercise
 
 
 def _show_version(wanted: bool) -> None:
