@@ -8,8 +8,8 @@
     "ip"        -q . k
     "cosine"    1 - q . k / (||q|| ||k||); a zero vector has distance 1 to everything
 
-In memory, or in a folder (`path`), where keys are float16 in a memory map and values keep their dtype; store_files.py
-says what stands there.
+In memory, or in a folder (`path`), where keys are float16 in a memory map and values keep their dtype;
+store/files.py says what stands there.
 """
 
 import os
@@ -24,14 +24,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from memcourse.documents import Documents
 from memcourse.exact_search import METRICS, nearest
 from memcourse.faiss_index import MIN_TRAINING, N_PROBE, FaissIndex, check_factory
 from memcourse.memory import require
-from memcourse.store_files import MANIFEST, PARTIAL, read_manifest
-from memcourse.store_on_disk import RowsOnDisk
-from memcourse.store_rows import Mapped, Pieces, Rows, RowsInMemory, ValueKind, pieces
-from memcourse.store_state import Header
+from memcourse.store.documents import Documents
+from memcourse.store.files import MANIFEST, PARTIAL, read_manifest
+from memcourse.store.on_disk import RowsOnDisk
+from memcourse.store.rows import Mapped, Pieces, Rows, RowsInMemory, ValueKind, pieces
+from memcourse.store.state import Header
 
 FLOAT16_MAX = torch.finfo(torch.float16).max  # 65,504
 PathLike = str | os.PathLike[str]

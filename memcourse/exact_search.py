@@ -16,9 +16,9 @@ from torch import Tensor
 
 METRICS = ("l2", "ip", "cosine")
 MARGIN = 32  # candidates beyond k
-QUERIES = 512  # answered together
-BLOCK_BYTES = 64 * 2**20  # of scores, and of differences
-GROUP = 32  # keys of which only the nearest is compared at first
+QUERIES = 128  # answered together
+BLOCK_BYTES = 64 * 2**20  # of scores, of keys, and of differences
+GROUP = 16  # keys of which only the nearest is compared at first
 
 
 @runtime_checkable
@@ -30,6 +30,7 @@ class Keys(Protocol):
     def __getitem__(self, rows: slice | Tensor, /) -> Tensor: ...
 
 
+@torch.no_grad()
 def nearest(
     queries: Float[Tensor, "queries dim"], keys: Keys, k: int, *, metric: str = "l2"
 ) -> tuple[Float[Tensor, "queries k"], Int[Tensor, "queries k"]]:
@@ -43,7 +44,9 @@ def nearest(
     if k == 0 or len(queries) == 0:
         shape = (len(queries), k)
         return queries.new_zeros(shape), torch.zeros(shape, dtype=torch.int64, device=queries.device)
-    parts = [_nearest(part, keys, k, metric) for part in queries.split(QUERIES)]
+    all_scores = min(QUERIES, len(queries)) * len(keys)
+    room = queries.new_empty(min(BLOCK_BYTES // 4, all_scores))  # for the scores of one block after the other
+    parts = [_nearest(part, keys, k, metric, room) for part in queries.split(QUERIES)]
     return torch.cat([distances for distances, _ in parts]), torch.cat([rows for _, rows in parts])
 
 
@@ -65,14 +68,14 @@ def _length(vectors: Tensor) -> Tensor:
     return norms.masked_fill_(norms == 0, 1.0)
 
 
-def _nearest(queries: Tensor, keys: Keys, k: int, metric: str) -> tuple[Tensor, Tensor]:
+def _nearest(queries: Tensor, keys: Keys, k: int, metric: str, room: Tensor) -> tuple[Tensor, Tensor]:
     if metric == "cosine":  # only directions count: the candidates' scores and the slack speak of unit vectors
         scored = queries / _length(queries)[:, None]
     else:
         scored = queries
     wanted = min(k + MARGIN, len(keys))
-    scores, rows, longest = _candidates(scored, keys, wanted, metric)
-    distances, order = _sort(_distances_again(queries, keys, rows, metric), rows)
+    scores, rows, longest = _candidates(scored, keys, wanted, metric, room)
+    distances, order = _sort(distances_to_rows(queries, keys, rows, metric), rows)
     if wanted < len(keys):
         # What was left out scored no less than the worst candidate, up to the rounding of a product of d terms.
         length = scored.norm(dim=-1) + longest
@@ -83,7 +86,7 @@ def _nearest(queries: Tensor, keys: Keys, k: int, metric: str) -> tuple[Tensor, 
     return distances[:, :k].contiguous(), order[:, :k].contiguous()
 
 
-def _candidates(queries: Tensor, keys: Keys, wanted: int, metric: str) -> tuple[Tensor, Tensor, Tensor]:
+def _candidates(queries: Tensor, keys: Keys, wanted: int, metric: str, room: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Scores and rows of the `wanted` best by matrix products, in no order, and the longest key's norm.
 
     A score is the distance without its term that is the same for all keys of a query.
@@ -91,15 +94,17 @@ def _candidates(queries: Tensor, keys: Keys, wanted: int, metric: str) -> tuple[
     scores = queries.new_full((len(queries), wanted), torch.inf)
     rows = torch.zeros(len(queries), wanted, dtype=torch.int64, device=queries.device)
     longest = queries.new_zeros(())
-    for start, block in _blocks(keys, max(GROUP, BLOCK_BYTES // (4 * len(queries))), queries):
+    at_once = min(len(room) // len(queries), BLOCK_BYTES // (4 * queries.shape[1]))
+    for start, block in _blocks(keys, max(1, at_once), queries):
         if metric == "cosine":
             block = block / _length(block)[:, None]
         lengths = torch.linalg.vector_norm(block, dim=-1)  # (n,)
         longest = torch.maximum(longest, lengths.amax())
+        found = room[: len(queries) * len(block)].view(len(queries), len(block))  # (Q, n)
         if metric == "l2":
-            found = torch.addmm(lengths.square(), queries, block.T, alpha=-2)  # (Q, n)
+            torch.addmm(lengths.square(), queries, block.T, alpha=-2, out=found)
         else:
-            found = (queries @ block.T).neg_()
+            torch.mm(-queries, block.T, out=found)
         best, where = _smallest(found, wanted)
         merged = torch.cat([scores, best], dim=-1)
         scores, chosen = merged.topk(wanted, largest=False, sorted=False)
@@ -107,8 +112,10 @@ def _candidates(queries: Tensor, keys: Keys, wanted: int, metric: str) -> tuple[
     return scores, rows, longest
 
 
-def _distances_again(queries: Tensor, keys: Keys, rows: Tensor, metric: str) -> Tensor:
-    """Distances of each query to the rows chosen for it, (Q, d), (Q, n) -> (Q, n), a few queries at a time."""
+def distances_to_rows(
+    queries: Float[Tensor, "queries dim"], keys: Keys, rows: Int[Tensor, "queries n"], metric: str
+) -> Float[Tensor, "queries n"]:
+    """Distances of each query to the rows chosen for it, from the keys themselves, a few queries at a time."""
     n, d = rows.shape[1], queries.shape[1]
     few = max(1, BLOCK_BYTES // (8 * n * d))
     pairs = zip(queries.split(few), rows.split(few), strict=True)
@@ -125,13 +132,14 @@ def _smallest(scores: Tensor, n: int) -> tuple[Tensor, Tensor]:
     groups = width // GROUP
     if groups <= 2 * n:
         return scores.topk(min(n, width), largest=False, sorted=False)
-    whole = scores[:, : groups * GROUP].unflatten(-1, (groups, GROUP))  # (Q, groups, GROUP)
-    chosen = whole.amin(dim=-1).topk(n, largest=False, sorted=False).indices  # (Q, n)
-    inside = whole.gather(1, chosen[..., None].expand(Q, n, GROUP)).flatten(1)  # (Q, n * GROUP)
-    where = (chosen[..., None] * GROUP + torch.arange(GROUP, device=scores.device)).flatten(1)
+    best_of_group = scores[:, : groups * GROUP].unflatten(-1, (GROUP, groups)).amin(dim=1)  # (Q, groups)
+    chosen = best_of_group.topk(n, largest=False, sorted=False).indices  # (Q, n)
+    members = torch.arange(0, groups * GROUP, groups, device=scores.device)  # of group 0
+    where = (chosen[..., None] + members).flatten(1)  # (Q, n * GROUP)
     rest = torch.arange(groups * GROUP, width, device=scores.device).expand(Q, -1)
-    best, order = torch.cat([inside, scores[:, groups * GROUP :]], dim=-1).topk(n, largest=False, sorted=False)
-    return best, torch.cat([where, rest], dim=-1).gather(-1, order)
+    where = torch.cat([where, rest], dim=-1)
+    best, order = scores.gather(-1, where).topk(n, largest=False, sorted=False)
+    return best, where.gather(-1, order)
 
 
 def _one_by_one(query: Tensor, keys: Keys, k: int, metric: str) -> tuple[Tensor, Tensor]:

@@ -164,7 +164,8 @@ class BucketWeights:
 
     def bucket(self, nearest: Float[Tensor, "*queries"]) -> Int[Tensor, "*queries"]:
         """The bucket of each distance."""
-        return torch.bucketize(nearest.contiguous(), torch.tensor(self.edges, dtype=nearest.dtype, device=nearest.device))
+        edges = torch.tensor(self.edges, dtype=nearest.dtype, device=nearest.device)
+        return torch.bucketize(nearest.contiguous(), edges)
 
     def __call__(self, neighbors: Neighbors) -> Float[Tensor, "*queries"]:
         nearest = neighbors.distances[..., 0].contiguous()

@@ -19,16 +19,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from memcourse import CausalAttention, MemoryTransformer, datastore_build, token_file
-from memcourse.built_store import neighbors, open_store
+from memcourse import CausalAttention, MemoryTransformer, datastore_build
 from memcourse.course import cli
 from memcourse.datastore import Datastore
-from memcourse.datastore_build import build
+from memcourse.datastore_build import build, token_file
+from memcourse.datastore_build.built_store import neighbors, open_store
+from memcourse.datastore_build.text_windows import Windows
 from memcourse.hf import knn_lm
 from memcourse.knn_lm import KNNLM
 from memcourse.language_model import TransformerReader
 from memcourse.shards import Shards
-from memcourse.text_windows import Windows
 from memcourse.tokenizer import Tokenizer, tokenizer
 
 WORDS = "the key of a query is a value that the memory reads and writes in its own time".split()

@@ -18,8 +18,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from memcourse import store_column, store_files
 from memcourse.datastore import Datastore
+from memcourse.store import column as store_column
+from memcourse.store import files as store_files
 
 DIM, BUILT, DOCUMENT = 3, 20, 6
 

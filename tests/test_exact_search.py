@@ -97,3 +97,11 @@ def test_memory_stays_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         nearest(queries, keys, 10)
     assert largest.elements <= 2**16 // 4 + 101 * 2 * (10 + exact_search.MARGIN)
     assert largest.elements < 101 * 20_011 / 50
+
+
+def test_one_query_does_not_read_all_keys_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact_search, "BLOCK_BYTES", 2**16)
+    keys = torch.randn(20_011, 8).half()  # as on disk: a block becomes float32
+    with LargestTensor() as largest:
+        nearest(torch.randn(1, 8), keys, 10)
+    assert largest.elements <= 2**16 // 4

@@ -98,7 +98,8 @@ def build(
 @app.command()
 def show(store: Store, json: Json = False) -> None:
     """Say what a datastore is: how many keys of which width, of which text, made by which model."""
-    from memcourse import build_plan, built_store
+    from memcourse.datastore_build import built_store
+    from memcourse.datastore_build import plan as build_plan
 
     with one_sentence():
         opened = built_store.open_store(store)
@@ -126,7 +127,7 @@ def search(
     json: Json = False,
 ) -> None:
     """Show the contexts in a datastore that are nearest to a text, and the token that followed each."""
-    from memcourse import built_store
+    from memcourse.datastore_build import built_store
 
     with one_sentence():
         lm, words = _open(model, tokenizer, device)

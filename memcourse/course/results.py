@@ -89,7 +89,9 @@ def cached_run(
     It is kept in `.cache/experiments/`, beside `experiments/`.
     """
     experiment = Path(experiment_file).resolve()
-    library = [source.read_text(encoding="utf-8") for source in sorted(PACKAGE.glob("*.py"))]
+    course = PACKAGE / "course"
+    sources = sorted(source for source in PACKAGE.rglob("*.py") if course not in source.parents)
+    library = [source.read_text(encoding="utf-8") for source in sources]
     name = _fingerprint({"key": key, "library": library}, experiment)[:24]
     path = experiment.parents[1] / ".cache" / "experiments" / _checked(slug) / f"{name}.json"
     if not path.exists():

@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from memcourse import CausalAttention, MemoryTransformer, build_plan, store_files
-from memcourse.built_store import neighbors, open_store
+from memcourse import CausalAttention, MemoryTransformer
 from memcourse.course import cli
 from memcourse.datastore import Datastore
 from memcourse.datastore_build import build
+from memcourse.datastore_build import plan as build_plan
+from memcourse.datastore_build.built_store import neighbors, open_store
 from memcourse.language_model import TransformerReader
+from memcourse.store import files as store_files
 from memcourse.tokenizer import Tokenizer, tokenizer
 
 TEXT = "a key and a value and a query and a memory. " * 9

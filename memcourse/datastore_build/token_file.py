@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int32
 from torch import Tensor
 
-from memcourse.store_files import room_for
+from memcourse.store.files import room_for
 
 CHARACTERS = 1 << 20  # tokenised at a time
 Texts = Mapping[str, "str | Path"]  # name of a document -> its text, or the file that holds it

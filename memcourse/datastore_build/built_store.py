@@ -6,14 +6,14 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from memcourse import build_plan
 from memcourse.datastore import Datastore
+from memcourse.datastore_build import plan as build_plan
+from memcourse.datastore_build.text_windows import Windows
+from memcourse.datastore_build.token_file import TokenFile
 from memcourse.language_model import LanguageModel, frozen
 from memcourse.memory import require
 from memcourse.shards import Shards
-from memcourse.store_files import MANIFEST
-from memcourse.text_windows import Windows
-from memcourse.token_file import TokenFile
+from memcourse.store.files import MANIFEST
 
 
 def open_store(path: str | os.PathLike[str], *, device: str = "cpu") -> Datastore | Shards:

@@ -7,8 +7,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from memcourse.documents import Documents
-from memcourse.store_column import ROWS_PER_BLOCK
+from memcourse.store.column import ROWS_PER_BLOCK
+from memcourse.store.documents import Documents
 
 Pieces = Iterable[tuple[Tensor, Tensor]]
 

@@ -37,14 +37,14 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from memcourse import build_plan
 from memcourse.datastore import Datastore
+from memcourse.datastore_build import plan as build_plan
+from memcourse.datastore_build.text_windows import Window, Windows
+from memcourse.datastore_build.token_file import Texts, TokenFile
 from memcourse.distributed import gather, place
 from memcourse.language_model import LanguageModel, TransformerReader, frozen
 from memcourse.memory import require
-from memcourse.store_files import MANIFEST
-from memcourse.text_windows import Window, Windows
-from memcourse.token_file import Texts, TokenFile
+from memcourse.store.files import MANIFEST
 from memcourse.transformer import MemoryTransformer
 
 A_WEEK = timedelta(days=7)  # how long the processes wait for the slowest one

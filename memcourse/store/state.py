@@ -4,10 +4,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from memcourse.documents import Documents, Run
 from memcourse.memory import require
-from memcourse.store_column import ROWS_PER_BLOCK, Column
-from memcourse.store_files import file_checksum
+from memcourse.store.column import ROWS_PER_BLOCK, Column
+from memcourse.store.documents import Documents, Run
+from memcourse.store.files import file_checksum
 
 
 @dataclass

@@ -8,9 +8,9 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from memcourse import token_file
+from memcourse.datastore_build import token_file
+from memcourse.datastore_build.token_file import Document, Texts
 from memcourse.memory import differences, require
-from memcourse.token_file import Document, Texts
 
 PLAN, TOKENS, TOKENIZER = "build.json", "tokens.i32", "tokenizer.json"
 FORMAT = 1

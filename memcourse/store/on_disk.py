@@ -12,10 +12,10 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from memcourse.documents import Documents
 from memcourse.memory import require
-from memcourse.store_column import Column
-from memcourse.store_files import (
+from memcourse.store.column import Column
+from memcourse.store.documents import Documents
+from memcourse.store.files import (
     LOCK,
     MANIFEST,
     MANIFEST_ROOM,
@@ -27,8 +27,8 @@ from memcourse.store_files import (
     sweep,
     write_manifest,
 )
-from memcourse.store_rows import Pieces, ValueKind
-from memcourse.store_state import Header, IndexFile, State
+from memcourse.store.rows import Pieces, ValueKind
+from memcourse.store.state import Header, IndexFile, State
 
 
 class Build(NamedTuple):
@@ -40,7 +40,7 @@ class Build(NamedTuple):
 
 
 class RowsOnDisk:
-    """float16 keys in a folder, read through a memory map; store_files.py says what stands there.
+    """float16 keys in a folder, read through a memory map; store/files.py says what stands there.
 
     Raises ValueError for a folder whose store is damaged, or is not the one that `header` describes.
     """
