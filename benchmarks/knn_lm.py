@@ -1,7 +1,6 @@
 """KNNLM.score against a bare forward pass and a bare search; one target's probability against a whole vocabulary's."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -58,9 +57,12 @@ def aggregation() -> Iterator[Row]:
         return scattered(distances, tokens, targets, WIDE_VOCAB_SIZE)
 
     torch.testing.assert_close(ours(), peer(), atol=1e-4, rtol=1e-4)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a call of a millisecond must not wait for a second core that is busy elsewhere
     found = ratio(peer, ours)
+    torch.set_num_threads(threads)
     what = (
-        f"knn_log_prob, {N_TARGETS} targets of {WIDE_VOCAB_SIZE:,} tokens, k={K} on {device}, at most "
+        f"knn_log_prob, {N_TARGETS} targets of {WIDE_VOCAB_SIZE:,} tokens, k={K} on {device}, one thread, at most "
         f"{peak_mib(ours):.0f} MiB against {peak_mib(peer):.0f} MiB: time of scattering into the vocabulary / ours"
     )
     yield Row(what, f"{found:.0f}x", "at least 10x", found >= 10)
@@ -111,7 +113,4 @@ def rows() -> Iterator[Row]:
         return bare.search(forward().cpu().numpy(), lists.k)
 
     found = ratio(lambda: lists.score(tokens), peer, rounds=ROUNDS)
-    yield Row(f"{what}, distances computed again", f"{found:.2f}x", "reported", True)
-    lists.datastore.search = partial(lists.datastore.search, rescore=False)  # type: ignore[method-assign]
-    found = ratio(lambda: lists.score(tokens), peer, rounds=ROUNDS)
-    yield Row(f"{what}, the index's own distances", f"{found:.2f}x", "at most 1.3x", found <= 1.3)
+    yield Row(what, f"{found:.2f}x", "at most 1.3x", found <= 1.3)

@@ -111,8 +111,10 @@ class FaissIndex:
     def search(self, queries: Tensor, keys: Keys, k: int, *, n_probe: int, rescore: bool) -> tuple[Tensor, Tensor]:
         """Distances and rows, (Q, k) each, of the nearest that the index finds; where it finds fewer, inf and -1 last.
 
-        With `rescore`, it is asked for CANDIDATES times as many, whose distances are computed from the keys.
+        With `rescore`, it is asked for CANDIDATES times as many, whose distances are computed from the keys; not where
+        it holds the keys themselves ("IVF256,Flat"), so that its own distances are those.
         """
+        rescore = rescore and self.factory.split(",")[-1] != "Flat"
         wanted = min(k * CANDIDATES, len(keys)) if rescore else k
         scores, rows = (torch.from_numpy(part) for part in self._searched(self._prepared(queries), wanted, n_probe))
         scores, rows = scores.to(queries.device), rows.to(queries.device)
