@@ -58,6 +58,7 @@ def test_right_types(found, expected):
         ({"a": 1}, {"a": 1, "b": 2}, "the keys 'a', 'b'; found a dict with the keys 'a'"),
         ((1, [2, "x"]), (1, [2, 3]), "part 2 of part 2 of the result should be an int"),
         ({"a": 0.5}, {"a": np.zeros(2)}, r"the result\['a'\] should be a torch.Tensor"),
+        ({"a": None}, {"a": 1}, "an int; found None$"),  # no return in a dict
     ],
 )
 def test_wrong_types(found, expected, says):
@@ -166,6 +167,16 @@ def test_a_secret_is_not_told():
             check()
 
 
+def test_on_which_side_of_a_limit():
+    expected = {"a": 8, "b": 0.25, "c": "yes", "d": True}
+    found = {"a": 16, "b": 0.125, "c": "no", "d": False}
+    with pytest.raises(Wrong) as raised:
+        compare.check_values(found, expected, 1e-5, secret=True, which_way=True)
+    assert str(raised.value).replace("the result", "") == (
+        "['a'] is not 16: too large; ['b'] is not 0.125: too small; ['c'] is not 'no'; ['d'] is not False"
+    )
+
+
 SAME = [
     (torch.tensor([1.0, math.nan]), torch.tensor([1.0 + 1e-7, math.nan])),
     ({"a": (1, 0.5)}, {"a": (1, 0.5)}),
@@ -173,6 +184,7 @@ SAME = [
     (math.nan, math.nan),
     ("Yes", "yes"),
     (None, None),
+    ({"a": 6}, {"a": 6.0}),
 ]
 DIFFERENT = [
     (torch.ones(2), torch.ones(2, dtype=torch.float64)),
@@ -187,7 +199,9 @@ DIFFERENT = [
     (np.ones(2), np.ones(1)),
     (0.5, 0.6),
     (True, 1),
+    (True, 1.0),
     (3, 4),
+    (3, 4.0),
 ]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from memcourse.course import engine
+from memcourse.course import engine, words
 from memcourse.course.exercise import Exercise, Mistake, Report, Wrong
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -519,6 +519,48 @@ def test_predictions():
     for wrong in (0.6, float("nan"), "3/4"):
         report = engine.run(PREDICTION, wrong)
         assert report.outcome == "wrong" and "0.75" not in str(report)
+
+
+def test_a_limit_that_is_wrong_lies_on_one_side():
+    limit = variant(name="limit", kind="find the limit", stub="limit = None", cases=lambda: [()],
+                    probe=lambda answer: answer, oracle=lambda: {"a": 8}, mistakes=())  # fmt: skip
+    assert engine.run(limit, {"a": 64}).message == "values: limit['a'] is not 64: too large"
+    assert engine.run(limit, {"a": 1}).message == "values: limit['a'] is not 1: too small"
+    assert "too" not in engine.run(PREDICTION, 0.6).message  # a prediction is not to be guessed by halves
+
+
+# a capital for a sentence, and none for what comes from code
+
+
+@pytest.mark.parametrize(
+    ("sentence", "with_capital"),
+    [
+        ("row 0, column 1: expected 2", "Row 0, column 1: expected 2"),
+        ("position 3: expected 2", "Position 3: expected 2"),
+        ("the result should be a tuple", "The result should be a tuple"),
+        ("a query that is far", "A query that is far"),
+        ("noise_limits['20 %'] is not 128", "noise_limits['20 %'] is not 128"),
+        ("limits['a'] is not 3", "limits['a'] is not 3"),
+        ("limit is not 3", "limit is not 3"),  # the exercise's name
+        ("result['ResMem']: expected 0.3243", "result['ResMem']: expected 0.3243"),
+        ("f(x) is missing", "f(x) is missing"),
+        ("k should be 3", "k should be 3"),
+        ("", ""),
+    ],
+)
+def test_capitals(sentence, with_capital):
+    assert words.capital(sentence, "limit") == with_capital
+
+
+def test_a_part_of_the_result_is_called_by_its_place_in_code():
+    exercise = variant(oracle=lambda query, key: {"a": 0.5}, gradient=False,
+                       mistakes=(Mistake("it is doubled", lambda query, key: {"a": 1.0}),))  # fmt: skip
+    assert engine.run(exercise, lambda query, key: {"a": 1.0}).message.split("\n")[:2] == [
+        "values: it is doubled.",
+        "result['a']: expected 0.5000, found 1.000",
+    ]
+    assert "type: result['a'] should be a number" in engine.run(exercise, lambda query, key: {"a": "x"}).message
+    assert "type: the result should be a dict" in engine.run(exercise, lambda query, key: {}).message
 
 
 # nothing outside is disturbed

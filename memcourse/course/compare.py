@@ -43,14 +43,14 @@ def check_type(found: Any, expected: Any, where: str = THE_RESULT) -> None:
             right = found is None if expected is None else isinstance(found, type(expected))
             wanted = "None" if expected is None else f"a {type(expected).__name__}"
     if not right:
-        raise Wrong(f"{where} should be {wanted}; found {describe(found)}{_advice(found, wanted)}")
+        raise Wrong(f"{where} should be {wanted}; found {describe(found)}{_advice(found, wanted, where)}")
     for part, found_part, expected_part in _parts(found, expected, where):
         check_type(found_part, expected_part, part)
 
 
-def _advice(found: Any, wanted: str) -> str:
+def _advice(found: Any, wanted: str, where: str) -> str:
     if found is None:
-        return ": is a `return` missing?"
+        return "" if where.endswith("]") else ": is a `return` missing?"  # a dict's entry returns nothing
     if wanted == "a torch.Tensor":
         if isinstance(found, np.ndarray | np.generic):
             return ": stay in torch, for no gradient flows through NumPy"
@@ -85,10 +85,11 @@ def check_finite(found: Any, expected: Any, *, secret: bool = False) -> None:
             _no_difference(where, value, array, np.isfinite(array) & ~np.isfinite(value), secret)
 
 
-def check_values(found: Any, expected: Any, tolerance: float, *, secret: bool = False) -> None:
+def check_values(found: Any, expected: Any, tolerance: float, *, secret: bool = False, which_way: bool = False) -> None:
     """|found - expected| <= tolerance * (1 + |expected|); exact for integers and bools; case counts in no str.
 
     secret: do not print what was expected (it is what the learner is asked to predict).
+    which_way: of a secret number, say whether the one that was found is too large or too small.
     """
     wrong = []
     for where, leaf, wanted in leaves(found, expected):
@@ -100,7 +101,7 @@ def check_values(found: Any, expected: Any, tolerance: float, *, secret: bool = 
             same = _plain(leaf) == _plain(wanted)
             array, value, differs = np.array(wanted, object), np.array(leaf, object), np.array(not same)
         try:
-            _no_difference(where, value, array, differs, secret)
+            _no_difference(where, value, array, differs, secret, which_way)
         except Wrong as difference:
             if not secret:
                 raise
@@ -109,23 +110,38 @@ def check_values(found: Any, expected: Any, tolerance: float, *, secret: bool = 
         raise Wrong("; ".join(wrong))
 
 
-def _no_difference(where: str, found: np.ndarray, expected: np.ndarray, differs: np.ndarray, secret: bool) -> None:
+def _no_difference(
+    where: str,
+    found: np.ndarray,
+    expected: np.ndarray,
+    differs: np.ndarray,
+    secret: bool,
+    which_way: bool = False,
+) -> None:
     if differs.any():
         index = tuple(np.argwhere(differs)[0].tolist())
         at = ", ".join(filter(None, [where if where != THE_RESULT or not index else "", place(index)]))
         if secret:
-            raise Wrong(f"{where}{f', {place(index)}' if index else ''} is not {found.item(*index)!r}")
+            one, other = found.item(*index), expected.item(*index)
+            numbers = isinstance(one, Real) and isinstance(other, Real) and not isinstance(other, bool)
+            side = f": too {'large' if one > other else 'small'}" if which_way and numbers else ""
+            raise Wrong(f"{where}{f', {place(index)}' if index else ''} is not {one!r}{side}")
         pair = expected_found(expected.item(*index), found.item(*index))
         count = f" ({differs.sum()} of {differs.size} entries differ)" if differs.size > 1 else ""
         raise Wrong(f"{at}: {pair}{count}")
 
 
 def same(one: Any, other: Any, tolerance: float) -> bool:
-    """Are two results of answers the same in structure, type, shape, dtype and values?  NaN equals NaN."""
+    """Are two results of answers the same in structure, type, shape, dtype and values?  NaN equals NaN.
+
+    Of plain numbers, 6 is the same as 6.0.
+    """
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         return (one.dtype, one.shape) == (other.dtype, other.shape) and bool(
             np.isclose(_array(one), _array(other), rtol=tolerance, atol=tolerance, equal_nan=True).all()
         )
+    if {type(one), type(other)} == {int, float}:
+        one, other = float(one), float(other)
     if type(one) is not type(other):
         return False
     if isinstance(one, tuple | list):

@@ -20,6 +20,7 @@ import torch
 from memcourse.course.exercise import Exercise, Mistake, Outcome, Report, Wrong
 from memcourse.course.mistakes import recognise
 from memcourse.course.stages import Attempt, Crashed, NotAttempted, Task
+from memcourse.course.words import capital
 
 WITHOUT = "terminal cacheprovider capture warnings logging faulthandler unraisableexception threadexception debugging"
 LAST_ERROR = ("last_type", "last_value", "last_traceback", "last_exc")
@@ -63,7 +64,7 @@ def _report(
             detail = f"{mistake.says}.\n{detail}" if mistake else detail
         case _:
             outcome = "wrong"
-            detail = f"{stage}: {mistake.says}.\n{detail[0].upper()}{detail[1:]}" if mistake else f"{stage}: {detail}"
+            detail = f"{stage}: {mistake.says}.\n{capital(detail, exercise.name)}" if mistake else f"{stage}: {detail}"
     points = exercise.points if failure is None else 0
     says = mistake.says if mistake else None
     return Report(exercise.id, exercise.name, outcome, points, exercise.points, passed, detail, says)

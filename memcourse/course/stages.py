@@ -112,7 +112,8 @@ class Attempt:
                 check(result.value, expected)
             except Wrong as wrong:
                 if self.task.exercise.asks_for_code:
-                    raise Wrong(f"{wrong}\n{show(self.task.names, self.task.cases[i])}") from None
+                    said = str(wrong).replace(f"{compare.THE_RESULT}[", "result[")  # a part goes by its place in code
+                    raise Wrong(f"{said}\n{show(self.task.names, self.task.cases[i])}") from None
                 raise Wrong(str(wrong).replace(compare.THE_RESULT, self.task.exercise.name)) from None
 
     def stopped(self, error: BaseException, i: int | None = None, when: str = "") -> NotAttempted | Crashed:
@@ -175,7 +176,8 @@ def check_finite(attempt: Attempt) -> None:
 def check_values(attempt: Attempt) -> None:
     exercise = attempt.task.exercise
     secret = not exercise.asks_for_code  # a prediction: the learner finds it out alone
-    attempt.over_cases(partial(compare.check_values, tolerance=exercise.tolerance, secret=secret))
+    which_way = exercise.kind == "find the limit"  # read off a curve, and not guessed
+    attempt.over_cases(partial(compare.check_values, tolerance=exercise.tolerance, secret=secret, which_way=which_way))
     for i in range(len(attempt.task.cases)):
         if changed := attempt.result(i).changed:
             raise Wrong(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import re
 import sysconfig
 import traceback
 from collections.abc import Sequence
@@ -66,6 +67,13 @@ def expected_found(expected: Any, found: Any) -> str:
         if texts[0] != texts[1]:
             break
     return f"expected {texts[0]}, found {texts[1]}"
+
+
+def capital(sentence: str, name: str = "") -> str:
+    """With a capital, unless it begins with something from code: `name`, n_heads, k, result['a'], f(x)."""
+    word = re.match(r"[A-Za-z][a-z'-]*(?=[ ,:;.]|$)", sentence)
+    code = word is None or word.group() == name or (len(word.group()) == 1 and word.group() != "a")
+    return sentence if code else sentence[0].upper() + sentence[1:]
 
 
 def listed(items: Sequence[str]) -> str:

@@ -184,13 +184,14 @@ print("the mean squared error of the sum is at least ten times smaller than that
 # | symbol | name | shape |
 # |---|---|---|
 # | $x$, $x_i$ | an input; the inputs that $f$ was trained on, $i = 1 \ldots n$ | |
+# | $n$, $Q$ | how many examples are memorised; how many queries are asked at once | numbers |
 # | $y_i$ | the **target** of $x_i$; for a label, its one-hot vector | $(C)$ |
 # | $f(x)$ | the **base model**'s prediction; for labels, $\mathrm{softmax}(\text{scores}/T)$, with a **temperature** $T$ | $(C)$ |
 # | $r_i$ | the **residual** of example $i$ | $(C)$ |
 # | $z = \varphi(x)$, $z_i = \varphi(x_i)$ | the **embedding** by which neighbours are found | $(d)$ |
 # | $\mathcal N(x)$ | the $k$ examples whose embeddings are nearest to $z$ | $k$ of them |
 # | $d_i$ | distance of $z_i$ from $z$ | $(k)$ |
-# | $\sigma$ | **bandwidth**: from what distance on a neighbour hardly counts | a number |
+# | $\sigma$ | **bandwidth**: how much farther than the nearest a neighbour may be before it hardly counts | a number |
 # | $w_i$ | **weights** of the neighbours, which sum to 1 | $(k)$ |
 #
 # **Write.** Train $f$, and change it no more. For every training example, store where it is and what is left over:
@@ -483,8 +484,8 @@ print(f"k = {best['k']}, bandwidth {best['bandwidth']:.2f}; wrong on {error(memo
 #
 # ### Images
 #
-# Networks with one hidden layer of 2 to 128 units, from hopeless to sufficient. Three errors for each: the network alone, kNN alone, and ResMem. Both memories hold what the network was trained on, find neighbours by pixels, and choose $k$ and bandwidth on the same held-out examples; training stops where held-out examples
-# say so. Three sets of images: digits; Fashion-MNIST, clothes in 28 x 28 pixels, a sample of which 600 are for training; and Omniglot, 242 characters of several alphabets, each drawn by 20 people, of whom about 12 are for training (scaled to 28 x 28). Five seeds, three for Omniglot.
+# Networks with one hidden layer of 2 to 128 units, from hopeless to sufficient. Three errors for each: the network alone, kNN alone, and ResMem. Both memories hold what the network was trained on, find neighbours by pixels, and choose $k$ and bandwidth, each its own, on held-out examples; the same held-out examples
+# say when the network's training stops, so that all three choose by the same data. Three sets of images: digits; Fashion-MNIST, clothes in 28 x 28 pixels, a sample of which 600 are for training; and Omniglot, 242 characters of several alphabets, each drawn by 20 people, of whom about 12 are for training (scaled to 28 x 28). Five seeds, three for Omniglot.
 
 # %%
 found = results.read("05_resmem")["results"]
@@ -511,7 +512,7 @@ for panel, (name, (widths, curves)) in zip(panels, sets.items(), strict=True):
     panel.set(title=titles[name], xlabel="hidden units", ylim=(0, None))
 panels[0].set_ylabel("test error (share of images)")
 fig.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-fig.suptitle("ResMem beats a small model everywhere; kNN alone, only where kNN is weak", x=0.01, ha="left", fontsize=11, weight="bold")
+fig.suptitle("ResMem beats small models; it beats kNN only where kNN is weak", x=0.01, ha="left", fontsize=11, weight="bold")
 figures.show(fig, "Test error against hidden units for digits, Fashion-MNIST and Omniglot, on three different scales. The model alone falls with its width. kNN alone is a level: near 0 on digits, a quarter on Fashion-MNIST, three quarters on Omniglot. ResMem is far below small models; on digits it lies above kNN alone at most widths, on Omniglot below both others.")
 
 
@@ -564,8 +565,8 @@ for name, (widths, curves) in (sets | {"digits, noisy": (found["digits"]["widths
     print(f"{titles.get(name, name):14} mean gain from {widths[0]} units to {widths[-1]}:   {row}")
 
 # %% [markdown]
-# The hidden layer is the obvious embedding: it costs nothing, and a good model's hidden layer is a good measure of likeness. But a hidden layer of two units has thrown away exactly what the model cannot tell apart, so two digits that it confuses lie in the same place, with opposite residuals. **A memory cannot repair what its address does not see.** Omniglot is the exception in
-# both: with 128 units its model still errs on more than a fifth of its own training images, so it is not yet sufficient; and its hidden layer finds better neighbours than the pixels do, so that the gain there grows with the model.
+# The hidden layer is the obvious embedding: it costs nothing, and a good model's hidden layer is a good measure of likeness. But a hidden layer of two units has thrown away exactly what the model cannot tell apart, so two digits that it confuses lie in the same place, with opposite residuals. **A memory cannot repair what its address does not see.** Omniglot differs
+# twice: with 128 units its model still errs on more than a fifth of its own training images, so it is not yet sufficient; and its hidden layer finds better neighbours than the pixels do, so that the gain there grows with the model.
 #
 # And what does the memory cost? For our network of three units, counted in numbers:
 
@@ -637,14 +638,14 @@ print("log loss: the mixture is below ResMem in every seed at every width:", wor
 print("log loss, largest width: ResMem is no better than the model alone, in the mean:", spoken["nats"]["resmem"]["mean"][-1] > spoken["nats"]["base"]["mean"][-1])
 
 # %% [markdown]
-# Here too kNN alone does the work, for guessing. And for probabilities the missing weight is missed: a sum that must hit a one-hot target overshoots, and a probability that was pushed below 0 costs dearly if that token comes. A mixture cannot do this. The models are tiny and the text is short; whether kNN alone would do the work of a large model too,
+# Here too kNN alone does the work, for guessing. And for probabilities the missing weight is missed: a sum that must hit a one-hot target overshoots, because the model's error at the neighbours is not exactly its error here, and a probability that was pushed below 0 costs dearly if that token comes. A mixture cannot do this. The models are tiny and the text is short; whether kNN alone would do the work of a large model too,
 # we cannot say.
 #
 # ### The setting of the theory
 #
-# The paper proves a gain for a linear regression whose model is kept too small. Our version of it: $x$ uniform in the unit ball of $d$ dimensions, $y = \theta_* \cdot x$ with $\lVert\theta_*\rVert = 1$ and no noise, and a linear base model $\theta \cdot x$ that is not allowed to be long enough, $\lVert\theta\rVert \le L = \tfrac12$. However many examples it sees, it stays short, and its **risk** (mean squared error on new data) stays where it is. One neighbour, $k = 1$.
+# The paper proves a gain for a linear regression whose model is kept too small. Our version of it: $x$ uniform in the unit ball of $d$ dimensions, $y = \theta_* \cdot x$ with $\lVert\theta_*\rVert = 1$ and no noise, and a linear base model $\theta \cdot x$ whose norm is bounded, $\lVert\theta\rVert \le L = \tfrac12$. However many examples it sees, it can say no more than half of $y$, and its **risk** (mean squared error on new data) stays where it is. One neighbour, $k = 1$.
 #
-# What must happen can be worked out without the paper. The best short $\theta$ points the right way, so that the residual is $(\theta_* - \theta)\cdot x$, a function that changes by at most $1 - L$ for each unit of distance. ResMem with one neighbour is therefore off by at most $(1 - L)\,d_1$, where $d_1$ is the distance to it. With $n$ points in $d$ dimensions $d_1$ shrinks like $n^{-1/d}$, and
+# What must happen can be worked out without the paper. The best $\theta$ within the bound points the right way, so that the residual is $(\theta_* - \theta)\cdot x$, a function that changes by at most $1 - L$ for each unit of distance. ResMem with one neighbour is therefore off by at most $(1 - L)\,d_1$, where $d_1$ is the distance to it. With $n$ points in $d$ dimensions $d_1$ shrinks like $n^{-1/d}$, and
 # its square like $n^{-2/d}$: on two logarithmic axes, a line of slope $-2/d$. kNN alone stores all of $y$, which changes by 1 for each unit: its risk is $1/(1-L)^2 = 4$ times as large, at the same slope.
 
 # %%
@@ -690,14 +691,14 @@ for panel, share in zip(panels, (0.2, 0.4), strict=True):
 panels[0].set(ylabel="test error (share of digits)", ylim=(0, 0.48))
 fig.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 fig.suptitle("One neighbour repeats the wrong labels; a dozen outvote them", x=0.01, ha="left", fontsize=11, weight="bold")
-figures.show(fig, "Test error against k, five seeds, for 20% and 40% wrong labels: at k = 1 and 2 ResMem and kNN alone err as often as labels are wrong, far above the model alone; between 8 and 32 both are below it; at large k ResMem comes back to the model's level, and kNN alone goes above it.")
+figures.show(fig, "Test error against k, five seeds, for 20% and 40% wrong labels: at k = 1 and 2 ResMem and kNN alone err at least about as often as labels are wrong, far above the model alone; between 8 and 32 both are below it; at large k ResMem comes back to the model's level, and kNN alone goes above it.")
 of = {name: torch.tensor(noise["small"][name]["mean"])[shares.index(0.2)] for name in NAMES}  # 20% wrong
 print("20% wrong, k = 1: ResMem makes at least twice the model's errors:", bool(of["resmem"][0] > 2 * of["base"]))
 print("k = 8: fewer than two thirds of them:", bool(of["resmem"][ks.index(8)] < of["base"] * 2 / 3))
 print("k = 256: ResMem within one in a hundred of the model:", bool((of["resmem"][-1] - of["base"]).abs() < 0.01), "  kNN alone makes at least twice as many:", bool(of["knn"][-1] > 2 * of["base"]))
 
 # %% [markdown]
-# At $k = 1$ the share of errors is the share of wrong labels, whatever the model had learned. (So it is at $k = 2$: two votes of equal weight settle nothing.) The right end shows one kindness of residuals. Over many neighbours they average to next to nothing, so that with too large a $k$ ResMem goes back to its model, and kNN alone goes to ruin.
+# At $k = 1$ the share of errors is the share of wrong labels, whatever the model had learned. (At $k = 2$ it is no better: two votes of equal weight settle nothing.) The right end shows one kindness of residuals. Over many neighbours they average to next to nothing, so that with too large a $k$ ResMem goes back to its model, and kNN alone goes to ruin.
 #
 # **A base that has memorised already.** The same experiment with a wide network, trained until it knows the wrong labels by heart:
 

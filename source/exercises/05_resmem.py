@@ -4,7 +4,8 @@
 # Seven exercises, from pencil and paper to a memory around a model of scikit-learn. Each has a stub, three hints and a check that
 # answers in this notebook; a check that says "not attempted" costs nothing, so take them in any order. What chapter 05 defines is used here
 # without a word: the model $f$, the residual $r_i = y_i - f(x_i)$, the distance $d_i$ between two embeddings, the bandwidth
-# $\sigma$, and the sizes Q (queries), k (neighbours), C (outputs or classes), n (examples memorised).
+# $\sigma$, and the sizes n (examples memorised), Q (queries asked at once), k (neighbours), C (outputs or classes),
+# d (numbers of an embedding).
 
 # %%
 from memcourse.course import check, figures, hint, setup
@@ -26,7 +27,7 @@ predicted_outputs = {
     "narrow": 10 + 6,  # the nearest has all the weight; its residual is 16 - 10
     "wide": 10 + (6 + 0 - 3) / 3,
     "halving": 10 + (4 * 6 + 2 * 0 - 3) / 7,  # 1/2, 1/4 and 1/8 over their sum
-    "far_away": 10 + (4 * 6 + 2 * 0 - 3) / 7,  # 1000 units more divide all three weights by the same number
+    "far_away": 10 + (2 * 6 + 0 - 3) / 4,  # 2 : 1 : 1, for 1000 units more divide all three weights by the same number
     "stored_twice": 10 + (2 * 6 + 2 * 6 + 0) / 5,  # the three nearest are at 1, 1 and 2
     "knn_alone": (4 * 16 + 2 * 10 + 7) / 7,
     "interpolates": 10,  # its residuals are 0
@@ -42,11 +43,11 @@ predicted_outputs = {
 # nothing to kNN.
 
 # %% tags=["solution-only"]
-def outputs(bandwidth, predict=lambda x: torch.full((len(x),), 10.0), far=0.0, copies=1):
-    """ResMem and kNN alone at x = 0, when (1, 16), (2, 10) and (3, 7) are the training examples (x, y)."""
-    x, y = torch.tensor([1.0, 2.0, 3.0] * copies), torch.tensor([16.0, 10.0, 7.0] * copies)
+def outputs(bandwidth, predict=lambda x: torch.full((len(x),), 10.0), at=(1.0, 2.0, 3.0), copies=1):
+    """ResMem and kNN alone at x = 0, when the training examples lie at these x and have the targets 16, 10 and 7."""
+    x, y = torch.tensor(at * copies), torch.tensor([16.0, 10.0, 7.0] * copies)
     memory = ResMem(predict, lambda x: x[:, None], k=3, bandwidth=bandwidth)
-    memory.memorize(x + far, y)
+    memory.memorize(x, y)
     query = torch.zeros(1)
     return memory(query).item(), memory.nearest(query).item()
 
@@ -59,7 +60,7 @@ halving = 1 / math.log(2)
 print(f"narrow        {outputs(1e-3)[0]:.2f}")
 print(f"wide          {outputs(math.inf)[0]:.2f}")
 print(f"halving       {outputs(halving)[0]:.2f}")
-print(f"far_away      {outputs(halving, far=1000.0)[0]:.2f}")
+print(f"far_away      {outputs(halving, at=(1001.0, 1002.0, -1002.0))[0]:.2f}")
 print(f"stored_twice  {outputs(halving, copies=2)[0]:.2f}")
 print(f"knn_alone     {outputs(halving)[1]:.2f}")
 print(f"interpolates  {outputs(halving, interpolating)[0]:.2f}")
@@ -304,20 +305,28 @@ def three_errors(model, train, held_out, test, ks, bandwidths):
     model: has predict_proba(x), NumPy (n, D) -> NumPy (n, C), probabilities of the classes 0 ... C - 1.
     train, held_out, test: each a pair (x, y), x: (n, D) float32 tensor, y: (n,) integer tensor.
     ResMem memorises train, with x itself as the embedding, and takes k and bandwidth from ks and bandwidths by `tune`
-    on held_out. kNN alone uses the same k and bandwidth.
+    on held_out. kNN alone does the same for itself: it is a ResMem around a model that says 1/C to everything, since
+    that shifts all scores alike. (`memory.nearest`, at ResMem's k and bandwidth, is simpler and is accepted too; but
+    where the two differ, it may make kNN alone look worse than it is.)
     -> {"base": error, "kNN alone": error, "ResMem": error}, each the share of wrong labels on test, a plain number.
     """
     def predict(x):
         return torch.from_numpy(model.predict_proba(x.numpy())).float()
 
+    def nothing_learned(x):  # ResMem around it is kNN alone
+        return torch.full_like(predict(x), 1 / predict(x).shape[1])
+
+    def tuned(predict):
+        memory = ResMem(predict, lambda x: x, k=1, bandwidth=1.0)
+        memory.memorize(*train)
+        memory.tune(*held_out, ks=ks, bandwidths=bandwidths)
+        return memory
+
     def error(scores):
         return (scores.argmax(dim=1) != y).float().mean().item()
 
-    memory = ResMem(predict, lambda x: x, k=1, bandwidth=1.0)
-    memory.memorize(*train)
-    memory.tune(*held_out, ks=ks, bandwidths=bandwidths)
     x, y = test
-    return {"base": error(predict(x)), "kNN alone": error(memory.nearest(x)), "ResMem": error(memory(x))}
+    return {"base": error(predict(x)), "kNN alone": error(tuned(nothing_learned)(x)), "ResMem": error(tuned(predict)(x))}
 
 # %% [markdown] tags=["solution-only"]
 # Two models around which it makes a difference: a decision tree of depth 5 on the digits as they are, and a random forest on digits with noise

@@ -21,13 +21,14 @@ PREDICTED_OUTPUTS = Exercise(
     question="""\
 A model says 10 whatever it is shown. ResMem stands around it with k = 3, and the three memories nearest to a query
 lie at distances 1, 2 and 3; their targets were 16, 10 and 7. What does ResMem say? Predict the answers to the seven
-situations below with pencil and paper before you run anything: each is a simple number.""",
+situations below with pencil and paper before you run anything: each is a simple number, and two of them are the same,
+not by chance.""",
     stub="""\
 # A dict of seven numbers. "halving" is a bandwidth at which a weight halves with each unit of distance.
-#   "narrow"        the bandwidth is next to 0
-#   "wide"          the bandwidth is next to infinite
+#   "narrow"        the bandwidth is almost 0
+#   "wide"          the bandwidth is almost infinite
 #   "halving"       the bandwidth is halving
-#   "far_away"      halving; another query, far from everything: the same three, at distances 1001, 1002 and 1003
+#   "far_away"      halving; another query, far from everything: the same three, at distances 1001, 1002 and 1002
 #   "stored_twice"  halving; the whole training set was memorised twice, and k is still 3
 #   "knn_alone"     halving; what the neighbours say alone, without the model: the same weights, over targets
 #   "interpolates"  halving; the model is another one, which met every training target exactly, and says 10 here
@@ -36,10 +37,10 @@ predicted_outputs = None  # {"narrow": ..., "wide": ..., ...}""",
         "A memory holds a residual, target minus prediction: 6, 0 and -3. ResMem adds their weighted mean to 10, and "
         "the weights sum to 1 whatever the bandwidth and however far the neighbours are.",
         "narrow: the nearest has all the weight. wide: all three weigh the same. halving: 1/2, 1/4 and 1/8 over their "
-        "sum, which is 4/7, 2/7 and 1/7. What do 1000 units more do to 4 : 2 : 1?",
-        "narrow 10 + 6; wide 10 + (6 + 0 - 3)/3; halving 10 + (4*6 + 2*0 - 3)/7; far_away the same; stored_twice: the "
-        "three nearest are at 1, 1 and 2, so 10 + (2*6 + 2*6 + 0)/5; knn_alone (4*16 + 2*10 + 7)/7; interpolates: "
-        "every residual is 0.",
+        "sum, which is 4/7, 2/7 and 1/7. What do 1000 units more, for all three, do to such ratios?",
+        "narrow 10 + 6; wide 10 + (6 + 0 - 3)/3; halving 10 + (4*6 + 2*0 - 3)/7; far_away: 2 : 1 : 1, so 10 + (2*6 "
+        "+ 0 - 3)/4; stored_twice: the three nearest are at 1, 1 and 2, so 10 + (2*6 + 2*6 + 0)/5; knn_alone (4*16 + "
+        "2*10 + 7)/7; interpolates: every residual is 0.",
     ),
     cases=lambda: [()],
     probe=itself,
@@ -97,7 +98,7 @@ RESIDUAL_CLASSIFIER = Exercise(
 A ResMem for classification, put together from memory after reading about kNN-LM. It runs, and its scores sum to the
 same number in every row, as scores should. It has four faults. Repair it until it does what the docstring says.
 Faults like these raise no error; they are found by asking what a single memory, at distance 0, should do to the
-prediction there.""",
+prediction there, and then what a second memory, far away and added later, should do.""",
     stub='''\
 class ResidualClassifier:
     """A classifier, corrected by the residuals of its neighbours.
@@ -153,10 +154,10 @@ ERROR_FOR_EVERY_K = Exercise(
     minutes=25,
     difficulty="hard",
     question="""\
-To choose k, one asks for the error on held-out examples at k = 1, 2, 3, ... K. The search is done once, with K
-neighbours; what follows need not be done K times either, since the k nearest are the first k of the K. Write the
-docstring's loop for all k at once: the same numbers, at least five times as fast for K = 128, and without a table
-of K x K for each query.""",
+To choose k, one asks for the error on held-out examples at k = 1, 2, 3, ... up to K, the largest k that is tried. The
+search is done once, with K neighbours; what follows need not be done K times either, since the k nearest are the
+first k of the K. Write the docstring's loop for all k at once: the same numbers, at least five times as fast for
+K = 128, and without a table of K x K for each query.""",
     stub='''\
 def error_for_every_k(prediction, distances, residuals, targets, bandwidth):
     """The mean squared error of ResMem when it reads the k nearest of K neighbours, for each k = 1 ... K.
@@ -205,9 +206,13 @@ right), and `linear_model` fits a linear map to them. The map has too few number
 memory learns them all. Put the library's `ResMem` around it, with the pixels as embedding and `bandwidth=math.inf`
 (all k weigh the same), and measure the share of wrong test digits for k = 1, 2, 4, ... 256, as a mean over three
 seeds, with 0 %, 20 % and 40 % wrong labels. The memory **helps** where ResMem makes at least a third fewer errors
-than the linear map alone. Write down the smallest k at which it helps, for each of the three, and the largest for
-20 %; then, with k = 256 and 20 %, the smallest bandwidth of 1/64, 1/32, ... 4 at which it helps. (A step of the
-grid more or less is accepted.)""",
+than the linear map alone (at most 2/3 of them). Write down five numbers (a step of the grid more or less is accepted):
+
+- `clean`: the smallest k at which it helps, with 0 % wrong labels
+- `20 %`: the smallest k at which it helps, with 20 %
+- `20 %, largest`: the largest k at which it helps, with 20 %
+- `40 %`: the smallest k at which it helps, with 40 %
+- `20 %, bandwidth`: with 20 % and k = 256, the smallest bandwidth of 1/64, 1/32, ... 4 at which it helps""",
     stub="""\
 # Plain numbers, read off your curves: what a call computes is not carried to the grader.
 # A dict with the keys "clean", "20 %", "20 %, largest", "40 %" (numbers of neighbours) and "20 %, bandwidth".
@@ -240,9 +245,10 @@ ENOUGH_MEMORIES = Exercise(
 This is the setting of ResMem's theory, and `make_linear(n, d, seed)` above makes it: x is uniform in a ball of d
 dimensions, the target is linear, and the model is linear too, but its norm is bounded at half of what it would
 need. However much data it sees, its risk (mean squared error) stays where it is. Put `ResMem` with k = 1 around it
-and measure the risk for n = 4, 8, 16, ... 8192 memories in d = 2, 4 and 8 dimensions, as a mean over a few seeds.
+and measure the risk for n = 4, 8, 16, ... 8192 memories in d = 2, 4 and 8 dimensions, as a mean over three seeds.
 Write down the smallest n at which the risk is at most a **quarter** of the model's own; and, for d = 4, the same
-for the neighbour alone, `memory.nearest(x)`. (A factor of two more or less is accepted.)""",
+for the neighbour alone, `memory.nearest(x)`: that one, predict first, from the n of ResMem and what the chapter says
+of slope and factor. (A factor of two more or less is accepted.)""",
     stub="""\
 # Plain numbers, read off your curves: what a call computes is not carried to the grader.
 enough_memories = None  # {"d = 2": ..., "d = 4": ..., "d = 8": ..., "d = 4, kNN alone": ...}""",
@@ -274,9 +280,9 @@ THREE_ERRORS = Exercise(
     question="""\
 Put the library's `ResMem` around any fitted classifier of scikit-learn, tune it, and report what every use of a
 memory owes its reader: the error of the model, of kNN alone and of both together, on test data that had no part in
-any choice. If kNN alone is the best of the three, the model was not needed. `help(ResMem)` says what `predict`,
-`memorize`, `tune` and `nearest` take and give; scikit-learn takes NumPy arrays and gives float64, and torch's
-defaults are float32.""",
+any choice. If kNN alone is the best of the three, the model was not needed; to be fair to it, as the chapter is, give
+it a k and a bandwidth of its own. `help(ResMem)` says what `predict`, `memorize`, `tune` and `nearest` take and give:
+tensors, float32 or float64, where scikit-learn takes and gives NumPy arrays.""",
     stub='''\
 def three_errors(model, train, held_out, test, ks, bandwidths):
     """The test errors of a fitted classifier, of kNN alone and of ResMem around the classifier.
@@ -284,18 +290,21 @@ def three_errors(model, train, held_out, test, ks, bandwidths):
     model: has predict_proba(x), NumPy (n, D) -> NumPy (n, C), probabilities of the classes 0 ... C - 1.
     train, held_out, test: each a pair (x, y), x: (n, D) float32 tensor, y: (n,) integer tensor.
     ResMem memorises train, with x itself as the embedding, and takes k and bandwidth from ks and bandwidths by `tune`
-    on held_out. kNN alone uses the same k and bandwidth.
+    on held_out. kNN alone does the same for itself: it is a ResMem around a model that says 1/C to everything, since
+    that shifts all scores alike. (`memory.nearest`, at ResMem's k and bandwidth, is simpler and is accepted too; but
+    where the two differ, it may make kNN alone look worse than it is.)
     -> {"base": error, "kNN alone": error, "ResMem": error}, each the share of wrong labels on test, a plain number.
     """
     raise NotImplementedError''',
     hints=(
         "ResMem asks for functions from tensors to tensors. Write `predict(x)`, which takes a tensor, hands its NumPy "
-        "form to the model, and makes a float32 tensor of what comes back.",
+        "form to the model, and makes a tensor of what comes back. kNN alone is a second ResMem, around a predict that "
+        "says 1/C.",
         "`torch.from_numpy(model.predict_proba(x.numpy())).float()`. The memory is ResMem(predict, lambda x: x, k=1, "
         "bandwidth=1.0); memorize takes the integer labels as they are, and tune sets k and bandwidth itself.",
-        "`memory.memorize(*train)`, `memory.tune(*held_out, ks=ks, bandwidths=bandwidths)`; the three scores on x of "
-        "test are predict(x), memory.nearest(x) and memory(x), and an error is (scores.argmax(dim=1) != "
-        "y).float().mean().item().",
+        "For each of the two: `memory.memorize(*train)`, `memory.tune(*held_out, ks=ks, bandwidths=bandwidths)`. The "
+        "second one's predict is `lambda x: torch.full_like(predict(x), 1 / predict(x).shape[1])`. The scores on x of "
+        "test are predict(x) and what the two say, and an error is (scores.argmax(dim=1) != y).float().mean().item().",
     ),
     cases=oracles.three_cases,
     probe=oracles.three_probe,

@@ -27,13 +27,22 @@ def but(**wrong: float) -> dict[str, float]:
 
 PREDICTED_OUTPUTS = (
     Mistake(
-        "these are the corrections alone: ResMem says what the model says plus the correction",
-        but(narrow=6.0, wide=1.0, halving=3.0, far_away=3.0, stored_twice=4.8, interpolates=0.0),
+        "this is the correction alone: ResMem adds it to the 10 that the model says",
+        but(narrow=6.0, wide=1.0, halving=3.0, far_away=2.25, stored_twice=4.8, interpolates=0.0),
     ),
     Mistake(
         "the sign is turned: a residual is target minus prediction, so a model that said too little is corrected "
         "upwards",
-        but(narrow=4.0, wide=9.0, halving=7.0, far_away=7.0, stored_twice=5.2),
+        but(narrow=4.0, wide=9.0, halving=7.0, far_away=7.75, stored_twice=5.2),
+    ),
+    Mistake(
+        "this is the exponent of kNN-LM, squared distances: ResMem takes the distance itself",
+        but(
+            halving=10 + (256 * 6 - 3) / 289,  # 1/2, 1/16 and 1/512
+            far_away=16.0,
+            stored_twice=10 + (8 * 6 + 8 * 6) / 17,
+            knn_alone=(256 * 16 + 32 * 10 + 7) / 289,
+        ),
     ),
     Mistake(
         "`narrow` and `wide` are the wrong way round: a narrow bandwidth hears the nearest memory alone, a wide one "
@@ -59,8 +68,12 @@ PREDICTED_OUTPUTS = (
         but(far_away=10.0),
     ),
     Mistake(
-        "`far_away` keeps the ratios 4 : 2 : 1: what counts is how much farther one memory is than another",
+        "`far_away` has the ratios 2 : 1 : 1: what counts is how much farther one memory is than another",
         but(far_away=11.0),
+    ),
+    Mistake(
+        "`far_away` has distances of its own: the second and the third are both one unit farther than the nearest",
+        but(far_away=13.0),
     ),
     Mistake(
         "`stored_twice` reads k = 3 memories, and they are copies now: the two at distance 1, and one at distance 2",
@@ -137,6 +150,10 @@ RESIDUAL_CORRECTION = (
     Mistake(
         "the weights are not divided by their sum",
         corrected(weigh=by_hand),
+    ),
+    Mistake(
+        "the weights are not divided by their sum: to subtract the nearest distance does not make them sum to 1",
+        corrected(weigh=lambda d, bandwidth: by_hand(d - d[:, :1], bandwidth)),
     ),
     Mistake(
         "the weights are divided by k: divide them by their sum, so that they sum to 1 at any distance",
@@ -293,29 +310,30 @@ def remembering(**parts: Callable[..., Any]) -> type[Remembering]:
 
 
 FAULTS: dict[str, Parts] = {
-    "a residual is made of other probabilities than those it is added to: memorize leaves the temperature out": {
-        "predicted_when_memorised": lambda self, x: self.logits(x).softmax(dim=1)
-    },
-    "what was memorised earlier is lost: memorize adds to what is there": {
-        "joined": lambda self, keys, held: (keys, held)
+    "the correction has a weight: kNN-LM mixes two distributions by one, ResMem adds a residual as it is": {
+        "result": lambda self, predicted, correction: 0.5 * predicted + 0.5 * correction
     },
     "this reads the k farthest memories: topk takes the largest unless it is told otherwise": {
         "found": lambda self, distances: distances.topk(self.k, dim=1)
     },
-    "the correction has a weight: kNN-LM mixes two distributions by one, ResMem adds a residual as it is": {
-        "result": lambda self, predicted, correction: 0.5 * predicted + 0.5 * correction
+    "what was memorised earlier is lost: memorize adds to what is there": {
+        "joined": lambda self, keys, held: (keys, held)
+    },
+    "a residual is made of other probabilities than those it is added to: memorize leaves the temperature out": {
+        "predicted_when_memorised": lambda self, x: self.logits(x).softmax(dim=1)
     },
 }
 
 
-MORE_FAULTS = ("", ". One more fault is left", ". Two more faults are left", ". The other three faults are left, too")
+MORE_FAULTS = ("", ". One more fault is left", ". Two more faults are left")
+UNTOUCHED = "four faults are left: memorise one example, and ask for it with k = 1, at distance 0"
 
 
 def what_is_left_of_the_stub() -> Iterator[Mistake]:
     """A mistake for every set of faults that is left: it names the first, and says how many more there are."""
     for how_many in range(1, len(FAULTS) + 1):
         for left in combinations(FAULTS, how_many):
-            says = left[0] + MORE_FAULTS[how_many - 1]
+            says = left[0] + MORE_FAULTS[how_many - 1] if how_many < len(FAULTS) else UNTOUCHED
             parts = {name: part for fault in left for name, part in FAULTS[fault].items()}
             yield Mistake(says, remembering(**parts))
 
@@ -380,16 +398,32 @@ RESIDUAL_CLASSIFIER = (
         remembering(result=lambda self, predicted, correction: (predicted + correction).softmax(dim=1)),
     ),
     Mistake(
-        "the scores are cut at 0 and 1: p + correction is the answer, and its argmax needs no cutting",
+        "the scores are cut at 0 and 1: scores may leave [0, 1]; leave them as they are",
         remembering(result=lambda self, predicted, correction: (predicted + correction).clamp(0, 1)),
+    ),
+    *(
+        Mistake(
+            "the scores are cut, and divided by their sum: scores may leave [0, 1]; leave them as they are",
+            remembering(
+                result=lambda self, predicted, correction, most=most: shares((predicted + correction).clamp(0, most))
+            ),
+        )
+        for most in (1.0, None)
     ),
     Mistake(
         "these are the predicted classes: the scores are asked, (n, C)",
         remembering(result=lambda self, predicted, correction: (predicted + correction).argmax(dim=1)),
     ),
     Mistake(
-        "the distances are squared: d_i is the root of the sum of squares",
+        "the distances are squared: d_i is not, it is the root of the sum of squares",
         remembering(distances=lambda self, queries, keys: (queries[:, None] - keys).square().sum(dim=2)),
+    ),
+    *(
+        Mistake(
+            "these are the weights of a Gaussian: d_i is not squared, and neither is the bandwidth",
+            remembering(weights=lambda self, d, half=half: (-half * (d / self.bandwidth).square()).softmax(dim=1)),
+        )
+        for half in (1.0, 0.5)
     ),
     Mistake(
         "the weights are not divided by their sum",
@@ -611,9 +645,13 @@ def enough(two: int, four: int, eight: int, alone: int) -> dict[str, int]:
 
 
 ENOUGH_MEMORIES = (
-    Mistake(
-        "for kNN alone, the quarter is that of the model's risk, the same as for ResMem, not of kNN's own beginning",
-        enough(8, 64, 1024, 64),
+    *(
+        Mistake(
+            "`d = 4, kNN alone` takes more than ResMem in d = 4: it stores all of y, which is four times the risk at "
+            "the same n, and the quarter is that of the model's risk for both",
+            enough(8, 64, 1024, alone),
+        )
+        for alone in (32, 64, 128)
     ),
     Mistake(
         "this is where the risk is half of the model's own: a quarter is asked",
