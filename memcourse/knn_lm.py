@@ -187,7 +187,7 @@ class KNNLM:
     searched together.  `weight` is a number, or a function of the Neighbors that gives each query its own,
     (..., k) -> (...).  A token for which nothing is found is left to the model alone.
     `k`, `temperature` and `weight` may be set at any time; `tune` chooses them on held-out text.
-    Raises ValueError for a datastore of another width or one made by another model, and numbers out of range.
+    Raises ValueError for a datastore of another width, another vocabulary or another model, and numbers out of range.
     Source: Khandelwal et al., 2020.
     """
 
@@ -210,6 +210,9 @@ class KNNLM:
         require(in_range, "weight", weight, "from 0 to 1, or a function of the neighbours")
         self.datastore, self.k, self.temperature, self.weight = datastore, k, temperature, weight
         self._check_store()
+        for store in getattr(datastore, "stores", [datastore]):  # of shards, each
+            if len(store) and (values := getattr(store, "values", None)) is not None:
+                self._check_values(values)
 
     def memorize(self, tokens: Int[Tensor, "batch time"], *, document: str | None = None) -> None:
         """Add the pairs (hidden_t, token_{t+1}), t = 0 ... T-2, of every row: a row is one text.
@@ -417,10 +420,14 @@ class KNNLM:
         distances, ids, values = self.datastore.search(hidden.float(), k)
         if ids.numel() == 0:
             return Neighbors(distances, ids, ids)
-        kind = f"{values.dtype} of shape {tuple(values.shape[ids.ndim :])}"
-        require(values.shape == ids.shape and not values.is_floating_point(), "datastore's values", kind, "token ids")
-        _require_tokens(values, self.model.vocab_size, "datastore's tokens")
+        self._check_values(values.flatten(0, ids.ndim - 1))
         return Neighbors(distances, ids, values.long())
+
+    def _check_values(self, values: Tensor) -> None:
+        """Raises ValueError for entries (n, ...) whose values are not this vocabulary's tokens."""
+        kind = f"{values.dtype} of shape {tuple(values.shape[1:])}"
+        require(values.ndim == 1 and not values.is_floating_point(), "datastore's values", kind, "token ids")
+        _require_tokens(values, self.model.vocab_size, "datastore's tokens")
 
     def _weights(self, found: Neighbors) -> Tensor:
         """The weight of each query, (...); 0 where nothing was found."""

@@ -555,13 +555,44 @@ def bundled() -> SimpleNamespace:
 @real_data
 @pytest.mark.parametrize("name", ["tinyshakespeare", "wikitext2", "frankenstein"])
 def test_a_text_the_model_never_read_is_learned_by_adding_it(name: str) -> None:
+    """Model, kNN-LM of a growing store, of one neighbour, and a cache of the text just read; each tuned for itself."""
     docs, text = bundled(), corpora.load(name)
     parts = [part for part in text[1:] if part]
     whole = "".join(parts) if len(parts) < 3 else text.train
     train, valid, test = (docs.encode(whole[start:stop])[None] for start, stop in SPANS)
-    lm = KNNLM(docs.model, Datastore(docs.model.config["d_model"]))
-    lm.memorize(train)
-    lm.tune(valid, ks=(64,), temperatures=(10.0,))
-    with_store = lm.perplexity(test)
-    lm.weight = 0.0
-    assert with_store < 0.9 * lm.perplexity(test)
+
+    def tuned(n: int, k: int) -> float:
+        lm = KNNLM(docs.model, Datastore(docs.model.config["d_model"]))
+        lm.memorize(train[:, :n])
+        lm.tune(valid, ks=(k,), temperatures=(10.0,))
+        return lm.perplexity(test)
+
+    alone = KNNLM(docs.model, Datastore(docs.model.config["d_model"])).perplexity(test)
+    few, all_entries = train.shape[1] // 10, train.shape[1]
+    best = tuned(all_entries, 64)
+    assert best < 0.9 * alone
+    assert best < tuned(few, 64) < 1.01 * alone
+    assert best < tuned(all_entries, 1)
+    assert cached(docs.model, valid, test) < 0.98 * alone
+
+
+def cached(model: MemoryTransformer, valid: Tensor, test: Tensor, recent: int = 512) -> float:
+    """Perplexity with the newest tokens of the text itself as memory, in stretches; its weight is chosen on `valid`."""
+
+    def log_probs(tokens: Tensor) -> tuple[Tensor, Tensor]:
+        own, from_cache = [], []
+        for piece in tokens.split(recent, dim=1):
+            if piece.shape[1] == recent:
+                features, _, hidden = model.features(piece)
+                own.append(model.logits(features)[0, :-1].log_softmax(-1).gather(-1, piece[0, 1:, None])[:, 0])
+                apart = torch.cdist(hidden[0, :-1], hidden[0, :-1]).square()  # (T, T): query t, entry (s, token s + 1)
+                seen = torch.ones_like(apart).tril(-1).bool()  # token s + 1 is there at t only where s < t
+                after = piece[:, 1:].expand(recent - 1, -1)
+                apart = apart.masked_fill(~seen, math.inf)
+                from_cache.append(knn_log_prob(apart, after, piece[0, 1:], temperature=10.0))
+        return torch.cat(own), torch.cat(from_cache)
+
+    with torch.no_grad():
+        weights = (0.05, 0.1, 0.15, 0.2, 0.3)
+        best = max(weights, key=lambda weight: interpolate(*log_probs(valid), weight).mean().item())
+        return math.exp(-interpolate(*log_probs(test), best).mean().item())

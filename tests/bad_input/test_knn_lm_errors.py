@@ -158,3 +158,11 @@ def test_nothing_is_added_where_a_text_is_refused() -> None:
         with pytest.raises(ValueError):
             lm.memorize(tokens)
     assert len(lm.datastore) == before
+
+
+def test_a_store_of_another_vocabulary_is_refused_before_anything_is_looked_up() -> None:
+    store = Datastore(12)
+    store.add(torch.randn(1, 12), torch.tensor([11]))
+    for datastore in (store, Shards([store])):
+        with pytest.raises(ValueError, match="datastore's tokens must be from 0 to 10, got 11"):
+            KNNLM(MODEL, datastore)
