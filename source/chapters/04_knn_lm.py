@@ -9,7 +9,7 @@
 # | kNN-LM | (context vector, next token) of a corpus | k nearest, exp(-squared distance) | a distribution over next tokens | append | none | corpus |
 #
 # At the end you can give any language model such a memory, say which tokens it helps and which it harms, tune it honestly, and say what it costs in time and in bytes. Reading takes about
-# half an hour, running less than a minute.
+# 40 minutes, running less than a minute.
 
 # %%
 from memcourse.course import check, figures, hint, setup
@@ -200,7 +200,7 @@ print("the model says", candidates[p_model.argmax()], "- with its neighbours it 
 #
 # **Write.** The **datastore** holds one entry for every token of the text that has something before it:
 #
-# $$(K, V) = \{(f(c_i),\, w_i)\}$$
+# $$(K, v) = \{(f(c_i),\, w_i)\}$$
 #
 # **Read.** The neighbours vote, the nearer the more; $\mathbb 1[y = v_i]$ is 1 where neighbour $i$ holds the token $y$, and 0 elsewhere:
 #
@@ -336,7 +336,7 @@ def log_p_knn_v3(distances, tokens, targets, temperature):
 
 
 def mix_v3(log_p_model, log_p_knn, weight):
-    """log(λ p_kNN + (1 - λ) p_model), all (T)."""
+    """log(λ p_kNN + (1 - λ) p_model), all (T).  0 < weight < 1: exercise 4.4 mends the edges."""
     return torch.logaddexp(log_p_model + math.log(1 - weight), log_p_knn + math.log(weight))
 
 
@@ -675,12 +675,13 @@ panel.set_title("Quantised entries beat width; more training beats both")
 fig.legend(loc="outside right center")
 figures.show(fig, "Perplexity against bytes: the wider model falls little, quantised entries fall further at the same bytes, float16 entries need several times as many bytes; far below all of them lies the bundled model, which is small and was trained longer.")
 wider, wider_bytes = spent["parameters"]["perplexity"]["mean"][-1], spent["parameters"]["bytes"][-1]
-code, code_bytes = spent["codes"]["perplexity"]["mean"][1], spent["codes"]["bytes"][1]
-print(f"wider model: {wider_bytes / 1e6:.1f} MB, perplexity {wider:.0f};  quantised entries: {code_bytes / 1e6:.1f} MB, perplexity {code:.0f}")
+(fewer, more), (without, with_codes) = spent["codes"]["bytes"][:2], spent["codes"]["perplexity"]["mean"][:2]
+code = without + math.log(wider_bytes / fewer) / math.log(more / fewer) * (with_codes - without)  # on the line between two points
+print(f"{wider_bytes / 1e6:.1f} MB in all: a wider model, perplexity {wider:.0f};  quantised entries (read off their line), perplexity {code:.0f}")
 print(f"bundled model, alone: {spent['bundled']['bytes'] / 1e6:.1f} MB, perplexity {spent['bundled']['perplexity']:.0f}")
 
 # %% [markdown]
-# So *is it better to keep facts outside than in the weights?* For the same bytes and the same few training steps, yes: quantised entries take off more than as many bytes of width. With float16 keys, 132 bytes an entry, width is a little ahead. But the
+# So *is it better to keep facts outside than in the weights?* For the same bytes and the same few training steps, yes: quantised entries take off more than the same bytes spent on width. With float16 keys, 132 bytes an entry (width 64), width is a little ahead. But the
 # lowest point in the figure is a model that was merely trained longer, at no bytes at all. Storing is cheap in *training* and dear in bytes and in searching; training is the reverse. A store is the better place for what is new, what is rare and what must be removable, and not for what everyone needs in every sentence.
 #
 # ### What a search costs, and what quantised keys save
@@ -696,7 +697,7 @@ for index in ("exact", "ivfpq"):
         print(f"{index:6} {n:7,} entries: a search takes {ratio:5.1f} times as long as the model's own forward pass for the token")
 
 # %% [markdown]
-# Quantised to a sixth of the bytes, a seventh of the true neighbours is missed and perplexity hardly moves: what is missed lies mostly far out in the list, where one neighbour is probably as good as the next. At 4 bytes of code that is over. The paper lost more with distances from its codes, 16.5 against 16.06 on validation text.
+# Quantised to a sixth of the bytes, a seventh of the true neighbours is missed and perplexity hardly moves: what is missed lies mostly far out in the list, where one neighbour is probably as good as the next. At 4 bytes of code (8 with the token) that is over. The paper lost more with distances from its codes, 16.5 against 16.06 on validation text.
 # The search, not the model, is the price of this memory: exact search grows with the store, and costs more than the model itself from the smallest store on. Our models are tiny, so the ratio looks worse than it would for a large one; the paper's index, with 32 of 4096 clusters searched, is what made 103 million entries possible at all.
 # That is the answer of this chapter to *how storage capacity is used well*: round the keys, not the number of entries.
 #
@@ -747,7 +748,7 @@ print("source code, code stored: at least a third less than the model alone, in 
 # %% [markdown]
 # ### A weight that follows confidence
 #
-# If the best weight depends on the place, let it. Drozdov et al. give each class of the nearest distance its own weight (`tune(..., buckets=8)` does it). We tried this, classes of the neighbours' *agreement*, and a small learned function of both and of the model's own certainty:
+# If the best weight depends on the place, let it. Drozdov et al. give each class of the nearest distance its own weight (`tune(..., buckets=8)` does it, and the weight that it sets is a `BucketWeights`). We tried this, classes of the neighbours' *agreement*, and a small learned function of both and of the model's own certainty:
 
 # %%
 sure = found["confidence"]
@@ -759,7 +760,7 @@ gains = [1 - learned / row[0] for learned, row in zip(sure["learned"]["per_seed"
 print("the learned weight gains less than 5% over a constant one, in every seed:", max(gains) < 0.05)
 
 # %% [markdown]
-# Little, at this size, and by distance hardly anything. (Drozdov et al. are reported to gain about 4%; we could not verify it in the paper itself.) `KNNLM(weight=...)` takes any function of the neighbours, so that other ideas are easy to try.
+# Little, within one domain, and by distance hardly anything; across two domains it decides (exercise 4.7). (Drozdov et al. are reported to gain about 4%; we could not verify it in the paper itself.) `KNNLM(weight=...)` takes any function of the neighbours, so that other ideas are easy to try.
 #
 # ### Which vector is the key?
 #

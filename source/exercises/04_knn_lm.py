@@ -12,10 +12,12 @@ from memcourse.course import check, figures, hint, setup
 device = setup("0.1.0", seed=0)
 
 # %%
+import math
+
 import torch
 import torch.nn.functional as F
 
-from memcourse import KNNLM, Datastore, corpora, interpolate, knn_log_prob
+from memcourse import KNNLM, Datastore, corpora
 from memcourse.bundled import docs_model
 
 # %% [markdown]
@@ -23,10 +25,10 @@ from memcourse.bundled import docs_model
 
 # %% exercise="4.1"
 predicted_shares = {
-    "as_given": 3 / 4,  # the weights are 1/2, 1/4 and 1/4, and red has the first and the last
-    "all_farther": 3 / 4,  # every weight is multiplied by exp(-10), which cancels
-    "half_temperature": 5 / 6,  # the weights are squared: 1/4, 1/16, 1/16
-    "very_hot": 2 / 3,  # three equal weights
+    "as_given": 3 / 4,  # the votes are 1/2, 1/4 and 1/4, and red has the first and the last
+    "all_farther": 3 / 4,  # every vote is multiplied by exp(-10), which cancels
+    "half_temperature": 5 / 6,  # the votes are squared: 1/4, 1/16, 1/16
+    "very_hot": 2 / 3,  # three equal votes
     "blue_twice": 3 / 5,  # (1/2 + 1/4) / (1/2 + 1/4 + 1/4 + 1/4)
     "mixed": 7 / 20,  # 1/5 of 3/4, and 4/5 of 1/4
     "green": 2 / 5,  # 1/5 of 0, and 4/5 of 1/2
@@ -38,7 +40,7 @@ predicted_shares = {
 # corpus is not harmless, and `green` what every token pays that no neighbour has: a factor of 1 - weight.
 
 # %% tags=["solution-only"]
-from memcourse import knn_probs
+from memcourse import interpolate, knn_probs
 
 RED, BLUE, GREEN = 0, 1, 2
 distances, words = torch.tensor([2.0, 4.0, 4.0]).log(), torch.tensor([RED, BLUE, RED])
@@ -69,9 +71,9 @@ def target_log_prob(distances, tokens, targets, temperature):
     """log p_kNN(target) = log of  sum over i with tokens_i = target of exp(-distances_i / temperature)
                                  / sum over all i of exp(-distances_i / temperature).
 
-    distances: (..., k), tokens: (..., k) integers, targets: (...) integers, temperature: a number -> (...).
+    distances: (..., k), squared, tokens: (..., k) integers, targets: (...) integers, temperature: a number -> (...).
     -inf where no neighbour has the target.  A distance of inf is a neighbour that is missing: it counts nothing (at
-    least one distance of every row is finite).  Token ids may be any integers of int64.
+    least one distance of every row is finite).  Token ids may be any integers of int64.  Gradients flow to distances.
     """
     scores = -distances / temperature  # (..., k)
     same = tokens == targets[..., None]
@@ -99,6 +101,7 @@ def mix(log_p_model, log_p_knn, weight):
     """log p, where p = weight * p_knn + (1 - weight) * p_model.
 
     log_p_model, log_p_knn: (...), each 0 or less, -inf allowed in log_p_knn; weight: a number from 0 to 1 -> (...).
+    Gradients flow to both, and are finite also where log_p_knn is -inf.
     """
     weight = torch.as_tensor(weight)  # faults: weight on the wrong side, exp of small logarithms, a floor of 1e-10
     return torch.logaddexp(weight.log() + log_p_knn, (1 - weight).log() + log_p_model)
@@ -121,7 +124,7 @@ for name, rule in {"with a floor of 1e-10": broken_mix, "as it should be": mix}.
 def nearest_in_blocks(queries, blocks, k):
     """Squared distances of the k nearest keys of every query, the nearest first, and their rows.
 
-    queries: (Q, d), blocks: a list of (n_i, d), of any lengths, k: 1 to n_1 + n_2 + ... = N
+    queries: (Q, d), blocks: a list of (n_i, d), k: 1 to n_1 + n_2 + ... = N.  A block may hold fewer than k keys.
     -> (distances, rows): (Q, k), (Q, k) integers.  Rows count through all blocks: the first key of block 2 is row n_1.
     The same numbers as the loop, without a (Q, N) tensor and without a Python step for each query.
     """
@@ -160,6 +163,9 @@ print(f"the library is off by less than a thousandth:   {((library - exact).abs(
 # the fact's own nine times of ten. The model knows the 16 most frequent facts, and gives every token 1/64 where another fact comes.
 
 # %%
+from memcourse import interpolate, knn_log_prob
+
+
 def make_world(n, seed, width=16, n_facts=512, n_tokens=64):
     """hidden (n, 16), token (n,) that follows, and log_p_model (n,) that the model gives to it."""
     generator = torch.Generator().manual_seed(seed)
@@ -183,7 +189,7 @@ def losses(n, own, seed):
     store = Datastore(16)
     store.add(hidden[:n], token[:n])
     asked = slice(0, 512) if own else slice(n, n + 512)
-    near = store.search(hidden[asked], 8)
+    near = store.search(hidden[asked], 32)
     log_p_knn = knn_log_prob(near.distances, near.values, token[asked], temperature=0.1)
     return [-interpolate(log_p_model[asked], log_p_knn, weight).mean().item() for weight in grid]
 
@@ -214,7 +220,8 @@ best_weight = {"100 entries": 0.2, "1000 entries": 0.6, "10000 entries": 0.8, "i
 # ## A new domain
 #
 # The course's small model of Python's documentation, and two kinds of text for exercise 4.7: documentation that it has not read, and a
-# catalogue of plants which do not exist. The check asks about another invented text, so that what you write must choose its own limits.
+# catalogue of plants which do not exist. The check asks about another invented text, and a model whose vectors are twice as long, so that
+# what you write must choose its own limits.
 
 # %% tags=["nbval-check-output"]
 def make_catalogue(seed, n):
@@ -249,8 +256,9 @@ print(make_catalogue(1, 3))
 def learn_domain(model, new, old):
     """A KNNLM around `model` that knows the text `new`, and is no worse on text like `old`.
 
-    model: a MemoryTransformer, whose weights stay as they are.  new: (rows, T) tokens to be memorised, a text in each
-    row.  old: (rows, T) tokens of what the model is good at; it has not read them, so they can be used to choose.
+    model: a MemoryTransformer, whose weights stay as they are; its vectors are model.config["d_model"] wide.
+    new: (rows, T) tokens to be memorised, a text in each row.
+    old: (rows, T) tokens of what the model is good at; it has not read them, so they can be used to choose.
     -> a KNNLM, whose `weight` may be a function: (near: Neighbors) -> a weight for each query, (...), from 0 to 1.
     near.distances is (..., k), the nearest first.
     """

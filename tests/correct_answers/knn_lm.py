@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from memcourse.datastore import Datastore, Neighbors
-from memcourse.knn_lm import KNNLM, interpolate, knn_log_prob
+from memcourse.knn_lm import KNNLM
 from memcourse.transformer import MemoryTransformer
 
 
@@ -59,10 +59,6 @@ def share_by_loops(distances: Tensor, tokens: Tensor, targets: Tensor, temperatu
     return torch.stack(results).reshape(targets.shape)
 
 
-def share_by_the_library(distances: Tensor, tokens: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    return knn_log_prob(distances, tokens, targets, temperature=temperature)
-
-
 def mix_by_logaddexp(log_p_model: Tensor, log_p_knn: Tensor, weight: float) -> Tensor:
     share = torch.as_tensor(weight)
     return torch.logaddexp(share.log() + log_p_knn, (1 - share).log() + log_p_model)
@@ -79,10 +75,6 @@ def mix_by_cases(log_p_model: Tensor, log_p_knn: Tensor, weight: float) -> Tenso
     if weight == 1:
         return log_p_knn
     return torch.logaddexp(math.log1p(-weight) + log_p_model, math.log(weight) + log_p_knn)
-
-
-def mix_by_the_library(log_p_model: Tensor, log_p_knn: Tensor, weight: float) -> Tensor:
-    return interpolate(log_p_model, log_p_knn, weight)
 
 
 def search_with_a_running_top_k(queries: Tensor, blocks: list[Tensor], k: int) -> tuple[Tensor, Tensor]:
@@ -150,8 +142,9 @@ def domain_with_a_fading_weight(model: MemoryTransformer, new: Tensor, old: Tens
     knn = KNNLM(model, Datastore(model.hidden(old[:1]).shape[-1]), k=16, weight=0.0)
     knn.memorize(new, document="manual")
     own = knn.perplexity(old)
-    for middle in (20.0, 15.0, 10.0, 7.0, 5.0, 3.0):
-        knn.weight = ShareThatFades(middle)
+    usual = knn.neighbors(old).distances[..., 0].flatten().quantile(0.03).item()
+    for part in (0.5, 0.4, 0.3, 0.2, 0.1):
+        knn.weight = ShareThatFades(part * usual)
         if knn.perplexity(old) < 1.015 * own:
             break
     return knn
@@ -171,8 +164,8 @@ LIMITS = {"100 entries": 0.2, "1000 entries": 0.6, "10000 entries": 0.8, "its ow
 ANSWERS: dict[str, list[Any]] = {
     "4.1": [PREDICTED, PREDICTED | {"half_temperature": 0.833, "very_hot": 0.667}],
     "4.2": [pairs_by_slices, pairs_by_loops, pairs_by_a_mask],
-    "4.3": [share_by_masking, share_by_log_softmax, share_by_loops, share_by_the_library],
-    "4.4": [mix_by_logaddexp, mix_by_stacking, mix_by_cases, mix_by_the_library],
+    "4.3": [share_by_masking, share_by_log_softmax, share_by_loops],
+    "4.4": [mix_by_logaddexp, mix_by_stacking, mix_by_cases],
     "4.5": [search_with_a_running_top_k, search_by_cdist, search_in_tables_of_fixed_width],
     "4.6": [LIMITS, LIMITS | {"100 entries": 0.1, "1000 entries": 0.5, "harmful, 100": 0.6}],
     "4.7": [domain_below_a_quantile, domain_with_a_fading_weight],

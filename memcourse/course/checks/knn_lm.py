@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from memcourse.course.checks import knn_lm_mistakes as mistakes
 from memcourse.course.checks import knn_lm_oracles as oracles
-from memcourse.course.checks.attention_oracles import call, itself
+from memcourse.course.checks.attention_oracles import call
 from memcourse.course.exercise import Exercise
 
 PREDICTED_SHARES = Exercise(
@@ -20,8 +20,8 @@ PREDICTED_SHARES = Exercise(
     difficulty="easy",
     question="""\
 A context has three neighbours in the datastore, at squared distances log 2, log 4 and log 4. The words that followed
-them are red, blue and red. A neighbour weighs exp(-distance / temperature), the temperature is 1 unless another is
-named, and p_kNN is the share of a word in all weights. Predict the seven answers below with pencil and paper before you
+them are red, blue and red. A neighbour votes with exp(-distance / temperature), the temperature is 1 unless another is
+named, and p_kNN is the share of a word in all votes. Predict the seven answers below with pencil and paper before you
 run anything: each is a simple fraction.""",
     stub="""\
 # A dict of seven numbers, 0.1 or 1 / 10:
@@ -34,15 +34,15 @@ run anything: each is a simple fraction.""",
 #   "green"             the final p(green), with the same weight, when the model gives green 1/2
 predicted_shares = None  # {"as_given": ..., "all_farther": ..., ...}""",
     hints=(
-        "exp(-log 2) = 1/2 and exp(-log 4) = 1/4: write the three weights down, then what red has of their sum. The "
+        "exp(-log 2) = 1/2 and exp(-log 4) = 1/4: write the three votes down, then what red has of their sum. The "
         "final p is weight * p_kNN + (1 - weight) * p_model.",
-        "Adding 10 to the distances multiplies all weights by the same exp(-10). A temperature of 1/2 doubles the "
-        "distances, which squares the weights; a very large one makes them all 1. No neighbour says green.",
+        "Adding 10 to the distances multiplies all votes by the same exp(-10). A temperature of 1/2 doubles the "
+        "distances, which squares the votes; a very large one makes them all 1. No neighbour says green.",
         "as_given (1/2 + 1/4) / 1; all_farther the same; half_temperature (1/4 + 1/16) / (1/4 + 2/16); very_hot: three "
-        "equal weights; blue_twice (3/4) / (5/4); mixed 1/5 * 3/4 + 4/5 * 1/4; green 1/5 * 0 + 4/5 * 1/2.",
+        "equal votes; blue_twice (3/4) / (5/4); mixed 1/5 * 3/4 + 4/5 * 1/4; green 1/5 * 0 + 4/5 * 1/2.",
     ),
     cases=lambda: [()],
-    probe=itself,
+    probe=oracles.predictions_probe,
     oracle=oracles.predictions,
     mistakes=mistakes.PREDICTED_SHARES,
     tolerance=2e-3,
@@ -59,7 +59,7 @@ MEMORY_PAIRS = Exercise(
     question="""\
 The datastore holds a pair for every place of the text that has a next token: what the model makes of the context up to
 there, and the token that follows. `hidden[b, t]` has read tokens 0 to t of text b. Write the pairs of a whole batch as
-one list. In published code this is where most kNN-LMs go wrong: off by one, it runs, and hardly helps.""",
+one list. In published code this is where most kNN-LMs go wrong: off by one, it runs, and does harm.""",
     stub='''\
 def memory_pairs(hidden, tokens):
     """The pairs (context, next token) of a batch of texts.
@@ -90,22 +90,23 @@ TARGET_LOG_PROB = Exercise(
     name="target_log_prob",
     title="What the neighbours give the token that came",
     kind="write the equation",
-    points=4,
-    minutes=20,
-    difficulty="medium",
+    points=3,
+    minutes=12,
+    difficulty="easy",
     question="""\
 To score a text, only the probability of the token that came is needed, not that of the whole vocabulary. Write
 $\\log p_{kNN}(y)$ for it alone: the share of the neighbours whose token is $y$ in
 $\\sum_i e^{-d_i/\\tau}$, as a logarithm. Squared distances are often in the hundreds or thousands, and
-$e^{-1000}$ is 0 in float32. Nothing in it may be as large as the vocabulary.""",
+$e^{-1000}$ is 0 in float32. Nothing in it may be as large as the vocabulary. Write it with torch alone: the library's
+own function is not accepted.""",
     stub='''\
 def target_log_prob(distances, tokens, targets, temperature):
     """log p_kNN(target) = log of  sum over i with tokens_i = target of exp(-distances_i / temperature)
                                  / sum over all i of exp(-distances_i / temperature).
 
-    distances: (..., k), tokens: (..., k) integers, targets: (...) integers, temperature: a number -> (...).
+    distances: (..., k), squared, tokens: (..., k) integers, targets: (...) integers, temperature: a number -> (...).
     -inf where no neighbour has the target.  A distance of inf is a neighbour that is missing: it counts nothing (at
-    least one distance of every row is finite).  Token ids may be any integers of int64.
+    least one distance of every row is finite).  Token ids may be any integers of int64.  Gradients flow to distances.
     """
     raise NotImplementedError''',
     hints=(
@@ -120,7 +121,7 @@ def target_log_prob(distances, tokens, targets, temperature):
     probe=call,
     oracle=oracles.log_prob_oracle,
     mistakes=mistakes.TARGET_LOG_PROB,
-    properties=(oracles.no_tensor_as_large_as_the_vocabulary,),
+    properties=(oracles.no_tensor_as_large_as_the_vocabulary, oracles.log_prob_without_the_library),
 )
 
 MIX = Exercise(
@@ -135,12 +136,13 @@ MIX = Exercise(
 The last line of every kNN-LM: mix the two probabilities. The version below has the faults of several public ones: it
 runs, it never gives an infinite loss, and its perplexity is too good to be true. Repair it until it does what the
 docstring says, for very unlikely tokens, for tokens that no neighbour has (`log_p_knn` is -inf), and for weights of 0
-and 1.""",
+and 1; with torch alone, not with the library's own function.""",
     stub='''\
 def mix(log_p_model, log_p_knn, weight):
     """log p, where p = weight * p_knn + (1 - weight) * p_model.
 
     log_p_model, log_p_knn: (...), each 0 or less, -inf allowed in log_p_knn; weight: a number from 0 to 1 -> (...).
+    Gradients flow to both, and are finite also where log_p_knn is -inf.
     """
     raise NotImplementedError  # delete this line first; everything below is the broken version
     p = weight * log_p_model.exp() + (1 - weight) * log_p_knn.exp()
@@ -157,7 +159,7 @@ def mix(log_p_model, log_p_knn, weight):
     probe=call,
     oracle=oracles.mix_oracle,
     mistakes=mistakes.MIX,
-    properties=(oracles.the_gradient_where_no_neighbor_has_the_token,),
+    properties=(oracles.the_gradient_where_no_neighbour_has_the_token, oracles.mixed_without_the_library),
 )
 
 NEAREST_IN_BLOCKS = Exercise(
@@ -170,13 +172,14 @@ NEAREST_IN_BLOCKS = Exercise(
     difficulty="hard",
     question="""\
 The keys of a large datastore come from disk, block by block. The loop in the docstring goes through all blocks once
-for each query. Write it for all queries at once: the same numbers, at least three times as fast, and with no tensor
-that holds half as many numbers as there are distances, for 128 queries and 16 blocks of 512 keys.""",
+for each query. Write it for all queries at once: the same numbers, and at least three times as fast. For 128 queries
+and 16 blocks of 512 keys, with d = 64, it may make no tensor of 524,288 numbers or more: that is half of all
+distances, 128 x 8192, and just as many as all keys hold together.""",
     stub='''\
 def nearest_in_blocks(queries, blocks, k):
     """Squared distances of the k nearest keys of every query, the nearest first, and their rows.
 
-    queries: (Q, d), blocks: a list of (n_i, d), of any lengths, k: 1 to n_1 + n_2 + ... = N
+    queries: (Q, d), blocks: a list of (n_i, d), k: 1 to n_1 + n_2 + ... = N.  A block may hold fewer than k keys.
     -> (distances, rows): (Q, k), (Q, k) integers.  Rows count through all blocks: the first key of block 2 is row n_1.
     The same numbers as this loop, without a (Q, N) tensor and without a Python step for each query:
 
@@ -201,7 +204,7 @@ def nearest_in_blocks(queries, blocks, k):
         "rows.gather(1, best.indices); start += len(block).",
     ),
     cases=oracles.nearest_cases,
-    probe=call,
+    probe=oracles.nearest_probe,
     oracle=oracles.nearest_oracle,
     mistakes=mistakes.NEAREST_IN_BLOCKS,
     properties=(
@@ -222,18 +225,18 @@ BEST_WEIGHT = Exercise(
     question="""\
 `make_world` above makes a small world of 512 facts, some told often and most of them rarely, and a model that knows
 only the 16 most frequent. Put the first n entries of it into a `Datastore`, search for the 512 that come after them
-(k = 8, temperature 0.1), and draw the mean loss, $-\\log p$, over the weights 0, 0.1, ... 0.9. Write down the best
-weight for n = 100, 1000 and 10,000; for the own text of the datastore (n = 1000, and the queries are its first 512
-entries); and the smallest weight with which 100 entries do more harm than good. (A step of the grid more or less is
-accepted.)""",
+(k = 32, temperature 0.1), and draw the mean loss, $-\\log p$, over the weights 0, 0.1, ... 0.9, as a mean over the
+worlds of three seeds. Write down the best weight for n = 100, 1000 and 10,000; for the own text of the datastore
+(n = 1000, and the queries are its first 512 entries); and the smallest weight at which the loss with 100 entries is
+higher than at weight 0. (A step of the grid more or less is accepted.)""",
     stub="""\
 # Plain numbers, read off your curves: what a call computes is not carried to the grader.
 # A dict with the keys "100 entries", "1000 entries", "10000 entries", "its own text", "harmful, 100".
 best_weight = None""",
     hints=(
         "Write `losses(n, own, seed)`: a world of n + 512 entries, a store of the first n, one search, and a list of "
-        "ten mean losses. Average it over two or three seeds before you look for the smallest.",
-        "`store = Datastore(16)`, `store.add(hidden[:n], token[:n])`, `near = store.search(hidden[asked], 8)`. Then "
+        "ten mean losses. Average it over the seeds before you look for the smallest.",
+        "`store = Datastore(16)`, `store.add(hidden[:n], token[:n])`, `near = store.search(hidden[asked], 32)`. Then "
         "knn_log_prob(near.distances, near.values, token[asked], temperature=0.1), and interpolate with "
         "log_p_model[asked] and each weight.",
         "Few entries deserve about 0.2, a thousand of them more than half, and ten thousand 0.8. On its own text a "
@@ -254,17 +257,19 @@ LEARN_DOMAIN = Exercise(
     minutes=25,
     difficulty="hard",
     question="""\
-The course's small language model has read Python's documentation, and nothing else. Teach it a manual that it has never
-seen, with `KNNLM`, without touching one of its weights. On unseen sentences of the manual its perplexity should fall to
-a 40th or less; on unseen documentation it may rise by 5 % at most. A constant weight cannot do both, for the manual's
-neighbours are no help to the documentation, so `weight` is a function here: it gets the neighbours that were found, and
-says for each token how much they may say.""",
+The course's small language model has read Python's documentation, and nothing else. Teach it a catalogue that it has
+never seen, with `KNNLM`, without touching one of its weights. On unseen sentences of the catalogue its perplexity
+should fall to a 40th or less, which is the easier part; on unseen documentation it may rise by 5 % at most. A constant
+weight cannot do both, for the catalogue's neighbours are no help to the documentation, so `weight` is a function here:
+it gets the neighbours that were found, and says for each token how much they may say. The first token of a row has no
+context, so that its vector is the same in every text: a distance of 0 says nothing there.""",
     stub='''\
 def learn_domain(model, new, old):
     """A KNNLM around `model` that knows the text `new`, and is no worse on text like `old`.
 
-    model: a MemoryTransformer, whose weights stay as they are.  new: (rows, T) tokens to be memorised, a text in each
-    row.  old: (rows, T) tokens of what the model is good at; it has not read them, so they can be used to choose.
+    model: a MemoryTransformer, whose weights stay as they are; its vectors are model.config["d_model"] wide.
+    new: (rows, T) tokens to be memorised, a text in each row.
+    old: (rows, T) tokens of what the model is good at; it has not read them, so they can be used to choose.
     -> a KNNLM, whose `weight` may be a function: (near: Neighbors) -> a weight for each query, (...), from 0 to 1.
     near.distances is (..., k), the nearest first.
     """

@@ -7,7 +7,8 @@ which they should be recognised: the first that gives the learner's numbers is n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from memcourse.course.checks.knn_lm_oracles import nearest_loop, predictions
 from memcourse.course.exercise import Mistake
 from memcourse.datastore import Datastore, Neighbors
-from memcourse.knn_lm import KNNLM
+from memcourse.knn_lm import KNNLM, interpolate, knn_log_prob
 from memcourse.transformer import MemoryTransformer
 
 # 4.1 predicted_shares
@@ -26,59 +27,64 @@ def but(**wrong: float) -> dict[str, float]:
     return predictions() | wrong
 
 
+# (question, wrong answer, what is wrong): one at a time, and two or three together
+CANCELS = (
+    "`all_farther` changes nothing: exp(-10) multiplies all votes alike, and cancels. kNN-LM does not notice that all "
+    "its neighbours are far away"
+)
+ON_THE_WRONG_SIDE = "the weight is on the wrong side: 1/5 is the neighbours' share, 4/5 the model's"
+ONE_BY_ONE = (
+    ("all_farther", 2 / 3, CANCELS),
+    ("all_farther", 0.0, CANCELS),
+    (
+        "half_temperature",
+        (0.5**0.5 + 0.5) / (0.5**0.5 + 1),
+        "`half_temperature` divides the distances by 1/2, so the votes are squared: this takes their roots",
+    ),
+    (
+        "half_temperature",
+        3 / 4,
+        "`half_temperature` changes the shares: what is added to all distances cancels, a factor does not",
+    ),
+    ("very_hot", 1.0, "`very_hot` flattens: all distances are 0 after the division, and equal neighbours count alike"),
+    ("very_hot", 1 / 2, "`very_hot` gives the three neighbours equal votes, and not the two words"),
+    ("blue_twice", 3 / 4, "`blue_twice` adds a vote of 1/4 for blue: copies in a corpus vote once each"),
+    ("blue_twice", 1 / 2, "`blue_twice` gives blue 1/4 + 1/4; of red there is still 1/2 + 1/4"),
+    ("mixed", 0.65, ON_THE_WRONG_SIDE),
+    ("green", 0.1, ON_THE_WRONG_SIDE),
+    (
+        "green",
+        0.0,
+        "`green` is not lost: no neighbour says it, but the model's share of 4/5 is left, whatever is retrieved",
+    ),
+    (
+        "green",
+        0.5,
+        "`green` does not keep all of 1/2: the neighbours' fifth goes to other words, and each word that they do not "
+        "say pays for it",
+    ),
+)
+
+
+def combined() -> Iterator[Mistake]:
+    """Each wrong answer alone, and each two and three of them, to different questions."""
+    for how_many in (1, 2, 3):
+        for some in combinations(ONE_BY_ONE, how_many):
+            if len({question for question, _, _ in some}) == how_many:
+                says = "; ".join(dict.fromkeys(sentence for _, _, sentence in some))
+                yield Mistake(says, but(**{question: number for question, number, _ in some}))
+
+
 PREDICTED_SHARES = (
     Mistake(
-        "these are counts, two of three: a neighbour weighs exp(-distance / temperature), so a nearer one says more",
+        "these are counts, two of three: a neighbour votes with exp(-distance / temperature), a nearer one with more",
         but(as_given=2 / 3, all_farther=2 / 3, half_temperature=2 / 3, blue_twice=1 / 2, mixed=1 / 3),
     ),
     Mistake(
-        "the distances are not negated: exp(-log 2) is 1/2 and exp(-log 4) is 1/4, so the nearest weighs most",
+        "the distances are not negated: exp(-log 2) is 1/2 and exp(-log 4) is 1/4, so the nearest has the largest vote",
         but(as_given=0.6, all_farther=0.6, half_temperature=5 / 9, blue_twice=3 / 7, mixed=0.32),
     ),
-    Mistake(
-        "`all_farther` changes nothing: exp(-10) multiplies all weights alike, and cancels. kNN-LM does not notice "
-        "that all its neighbours are far away",
-        but(all_farther=2 / 3),
-    ),
-    Mistake(
-        "`all_farther` changes nothing: exp(-10) multiplies all weights alike, and cancels. kNN-LM does not notice "
-        "that all its neighbours are far away",
-        but(all_farther=0.0),
-    ),
-    Mistake(
-        "`half_temperature` divides the distances by 1/2, so the weights are squared: this takes their roots",
-        but(half_temperature=(0.5**0.5 + 0.5) / (0.5**0.5 + 1)),
-    ),
-    Mistake(
-        "`half_temperature` changes the shares: what is added to all distances cancels, a factor does not",
-        but(half_temperature=3 / 4),
-    ),
-    Mistake(
-        "`very_hot` flattens: all distances are 0 after the division, and equal neighbours count alike",
-        but(very_hot=1.0),
-    ),
-    Mistake(
-        "`very_hot` shares the weight equally between the three neighbours, and not between the two words",
-        but(very_hot=1 / 2),
-    ),
-    Mistake(
-        "`blue_twice` adds a neighbour of weight 1/4 to the sum: copies in a corpus vote once each",
-        but(blue_twice=3 / 4),
-    ),
-    Mistake("`blue_twice` gives blue 1/4 + 1/4; of red there is still 1/2 + 1/4", but(blue_twice=1 / 2)),
-    Mistake(
-        "the weight is on the wrong side: 1/5 is the neighbours' share, 4/5 the model's", but(mixed=0.65, green=0.1)
-    ),
-    Mistake("the weight is on the wrong side: 1/5 is the neighbours' share, 4/5 the model's", but(mixed=0.65)),
-    Mistake(
-        "`green` is not lost: no neighbour says it, but the model's share of 4/5 is left, whatever is retrieved",
-        but(green=0.0),
-    ),
-    Mistake(
-        "`green` does not keep all of 1/2: the neighbours' fifth goes to other words, and each word that they do not "
-        "say pays for it",
-        but(green=0.5),
-    ),
+    *combined(),
 )
 
 # 4.2 memory_pairs
@@ -109,8 +115,8 @@ MEMORY_PAIRS = (
     Mistake(SAME, pairs(keys=lambda hidden: hidden, values=lambda tokens: tokens)),
     Mistake(SAME, pairs(values=lambda tokens: tokens[:, :-1])),
     Mistake(
-        "the key has seen its value: hidden[b, t + 1] is paired with token t + 1, and scores would look too good on "
-        "the stored text and be bad on any other",
+        "the key has seen its value: hidden[b, t + 1] is paired with token t + 1. The memory proposes the token just "
+        "read; and if the queries make the same mistake, every score, on any text, looks too good",
         pairs(keys=lambda hidden: hidden[:, 1:]),
     ),
     Mistake(
@@ -159,7 +165,7 @@ MEMORY_PAIRS = (
         pairs(result=lambda keys, values: (keys.flatten(0, 1).detach(), values.flatten().to(torch.int16))),
     ),
     Mistake(
-        "the keys are still part of the model's graph: detach them",
+        "cut them off with .detach()",
         pairs(result=lambda keys, values: (keys.flatten(0, 1), values.flatten())),
     ),
 )
@@ -207,6 +213,7 @@ def exponentials(scores: Tensor, alike: Tensor) -> Tensor:
     return ((scores.exp() * alike).sum(dim=-1) / scores.exp().sum(dim=-1)).log()
 
 
+LIBRARY = "the library's own function is the one that you are asked to write: use torch alone"
 UNDERFLOW = (
     "exp of a large distance is 0 in float32, and its logarithm -inf: stay with logarithms, and sum with logsumexp"
 )
@@ -226,8 +233,12 @@ TARGET_LOG_PROB = (
     ),
     Mistake("the temperature is not used", scored(score=lambda distances, temperature: -distances)),
     Mistake(
-        "the root of the distances is taken: they are squared, and kNN-LM leaves them so",
+        "the root of the distances is taken: squared distances come in, and kNN-LM leaves them so. Take no root",
         scored(score=lambda distances, temperature: -distances.sqrt() / temperature),
+    ),
+    Mistake(
+        "squared distances come in: take no root; and divide them by the temperature",
+        scored(score=lambda distances, temperature: -distances.sqrt() * temperature),
     ),
     Mistake(
         "the distances are squared: they are squared distances already",
@@ -295,6 +306,7 @@ TARGET_LOG_PROB = (
         "no gradient flows: the result is cut off from the distances",
         scored(share=lambda scores, alike: right_share(scores, alike).detach()),
     ),
+    Mistake(LIBRARY, lambda d, tokens, targets, tau: knn_log_prob(d, tokens, targets, temperature=tau)),
     Mistake("this makes a table with a place for each word of the vocabulary", in_a_table),
     Mistake("the ids are compared as floating-point numbers", ids_as_floats),
 )
@@ -336,6 +348,10 @@ FLOORS: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda p: p + 1e-12,
     lambda p: p.clamp(min=1e-12),
 )
+
+
+def clamped(low: float) -> Callable[..., Tensor]:
+    return mixed(lambda model, knn, weight: right_mix(model, knn.clamp(min=low), weight))
 
 
 def from_the_larger(model: Tensor, knn: Tensor, weight: Tensor) -> Tensor:
@@ -380,6 +396,14 @@ MIX = (
         "probabilities without leaving their logarithms",
         mixed(lambda model, knn, weight: ((1 - weight) * model.exp() + weight * knn.exp()).log()),
     ),
+    *(
+        Mistake(
+            "-inf must stay -inf at a weight of 1: torch.logaddexp takes it as it is",
+            clamped(low),
+        )
+        for low in (-1e3, -1e4, -1e5, -1e6, -1e8, -1e9, -1e10, -1e30, torch.finfo(torch.float32).min)
+    ),
+    Mistake(LIBRARY, interpolate),
     Mistake(GEOMETRIC, mixed(lambda model, knn, weight: (1 - weight) * model + weight * knn)),
     Mistake(
         "the weights are factors of the logarithms: as factors of the probabilities they are added to the logarithms, "
@@ -510,8 +534,8 @@ def all_distances(queries: Tensor, blocks: list[Tensor], k: int) -> tuple[Tensor
 
 OFFSET = "the rows count from the beginning of their block: add the number of keys in the blocks before it"
 MATRIX = (
-    "all keys or all distances at once, or all differences of a block: the k best so far should be all that a block "
-    "leaves"
+    "all keys or all distances at once, or all differences of a block: the k best so far, or the k best of each, "
+    "should be all that a block leaves"
 )
 
 NEAREST_IN_BLOCKS = (
@@ -594,6 +618,22 @@ BEST_WEIGHT = (
         "this is the highest loss, and the lowest is asked (a negative log-likelihood is smaller where it is better)",
         weights(0.9, 0.9, 0.0, 0.0, 0.5),
     ),
+    *(
+        Mistake(
+            "on its own text each entry finds itself, at distance 0 with the right token beside it: ask with the first "
+            "512 entries of the store itself",
+            weights(0.2, 0.6, 0.8, step / 10, 0.5),
+        )
+        for step in range(8)
+    ),
+    *(
+        Mistake(
+            "`harmful, 100` is the smallest weight with a higher loss than weight 0, not than the weight below it; and "
+            "the temperature is 0.1",
+            weights(0.2, 0.6, 0.8, 0.9, step / 10),
+        )
+        for step in (0, 1, 2, 3, 7, 8, 9)
+    ),
 )
 
 # 4.7 learn_domain
@@ -644,6 +684,16 @@ LEARN_DOMAIN = (
         learned(weight=lambda usual: 0.5),
     ),
     Mistake("nothing was put into the datastore", learned(stored=lambda new, old: [])),
+    Mistake(
+        "is your limit 0? The first token of a row has no context, and finds an equal at distance 0 in any text: the "
+        "smallest distance says nothing",
+        learned(weight=lambda usual: lambda near: 0.5 * (near.distances[..., 0] < 0.0)),
+    ),
+    Mistake(
+        "the weight is too small where new text finds a near neighbour: let it be large below a limit that you find in "
+        "the distances of `old`, for this model (a number of your own, or `tune` on `old` alone, knows nothing of it)",
+        learned(weight=lambda usual: lambda near: 0.5 * (near.distances[..., 0] < 20.0)),
+    ),
     Mistake(
         "the new text does not reach the score: see whether it is memorised, and whether the weight is more than 0 "
         "where its neighbours are near",

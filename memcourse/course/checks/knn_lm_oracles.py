@@ -6,10 +6,13 @@ simulation, works on whole arrays). 4.7 asks for an object of the library, and m
 
 from __future__ import annotations
 
+import inspect
 import math
+import sys
 from collections.abc import Callable
 from functools import cache
 from timeit import timeit
+from types import FrameType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,9 +25,10 @@ from memcourse import corpora
 from memcourse.bundled import docs_model
 from memcourse.course.checks.attention_oracles import Array, one_thread, random, softmax
 from memcourse.course.exercise import Wrong
-from memcourse.course.words import describe
+from memcourse.course.words import describe, error_text, own_line
 from memcourse.datastore import Datastore
 from memcourse.knn_lm import KNNLM
+from memcourse.transformer import FeedForward, MemoryTransformer
 
 Integers = NDArray[np.int64]
 
@@ -58,6 +62,16 @@ def predictions() -> dict[str, float]:
     }
 
 
+def predictions_probe(answer: Any) -> Any:
+    no_key_is_missing(answer, predictions())
+    return answer
+
+
+def no_key_is_missing(answer: Any, expected: dict[str, float]) -> None:
+    if isinstance(answer, dict) and (missing := [repr(key) for key in expected if key not in answer]):
+        raise Wrong(f"missing: {', '.join(missing)}")
+
+
 # 4.2 memory_pairs
 
 
@@ -82,10 +96,7 @@ def the_keys_hold_no_graph(answer: Any) -> None:
     hidden, tokens = pairs_cases()[0]
     keys, _ = answer(hidden.requires_grad_(), tokens)
     if keys.requires_grad:
-        raise Wrong(
-            "the pairs are right, but the keys still hang on the graph of the model that made them: a datastore of a "
-            "million keys would keep the activations of a million tokens. Cut them off"
-        )
+        raise Wrong("a datastore of a million keys would keep the activations of a million tokens")
 
 
 # 4.3 target_log_prob
@@ -150,6 +161,28 @@ def no_tensor_as_large_as_the_vocabulary(answer: Any) -> None:
         )
 
 
+def log_prob_without_the_library(answer: Any) -> None:
+    refuse_the_library(answer, log_prob_cases()[0])
+
+
+def refuse_the_library(answer: Any, case: tuple[Any, ...]) -> None:
+    """The answer may call nothing of memcourse/knn_lm.py."""
+    library, called = inspect.getfile(KNNLM), []
+
+    def watch(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code.co_filename == library:
+            called.append(frame.f_code.co_name)
+
+    before = sys.getprofile()
+    sys.setprofile(watch)
+    try:
+        answer(*case)
+    finally:
+        sys.setprofile(before)
+    if called:
+        raise Wrong(f"it calls `{called[0]}`")
+
+
 # 4.4 mix
 
 
@@ -182,7 +215,7 @@ def mix_oracle(log_p_model: Array, log_p_knn: Array, weight: float) -> Array:
     return mixed
 
 
-def the_gradient_where_no_neighbor_has_the_token(answer: Any) -> None:
+def the_gradient_where_no_neighbour_has_the_token(answer: Any) -> None:
     model, knn, weight = mix_cases()[1]
     parts = {"log_p_model": model.requires_grad_(), "log_p_knn": knn.requires_grad_()}
     gradients = torch.autograd.grad(answer(model, knn, weight).sum(), list(parts.values()))
@@ -192,6 +225,10 @@ def the_gradient_where_no_neighbor_has_the_token(answer: Any) -> None:
             f"a token that no neighbour has is mixed right, but puts NaN into the gradient of {', '.join(spoiled)}, "
             "and from there into every weight of a model that is trained through the mixture: let no NaN arise"
         )
+
+
+def mixed_without_the_library(answer: Any) -> None:
+    refuse_the_library(answer, mix_cases()[0])
 
 
 # 4.5 nearest_in_blocks
@@ -208,6 +245,14 @@ def nearest_cases() -> list[tuple[Any, ...]]:
         (random(seed, Q, d), [random(seed + 10 * i, n, d) for i, n in enumerate(blocks, start=1)], k)
         for seed, (Q, d, blocks, k) in enumerate(sizes, start=1)
     ]
+
+
+def nearest_probe(answer: Callable[..., Any], queries: Tensor, blocks: list[Tensor], k: int) -> Any:
+    try:
+        return answer(queries, blocks, k)
+    except RuntimeError as error:
+        error.add_note(f"k is {k}, and the blocks hold {', '.join(str(len(block)) for block in blocks)} keys")
+        raise
 
 
 def nearest_oracle(queries: Array, blocks: list[Array], k: int) -> tuple[Array, Integers]:
@@ -289,7 +334,7 @@ def speed(answer: Callable[..., Any], slow: Callable[..., Any], case: tuple[Any,
 WEIGHTS = [step / 10 for step in range(10)]  # 0, 0.1, ... 0.9
 FACTS, VOCABULARY, WIDTH, QUERIES = 512, 64, 16, 512
 KNOWN, SURE, SPREAD = 16, 0.9, 0.5
-K, TEMPERATURE = 8, 0.1
+K, TEMPERATURE = 32, 0.1
 
 
 @cache
@@ -310,9 +355,9 @@ SETTINGS = (
 
 
 def _losses(n: int, own: bool) -> Array:
-    """Mean negative log-likelihood at every weight, over two worlds.  own: the queries stand in the datastore."""
+    """Mean negative log-likelihood at each weight, summed over 3 worlds.  own: the queries are the first entries."""
     losses = np.zeros(len(WEIGHTS))
-    for seed in range(2):
+    for seed in range(3):
         generator = np.random.default_rng(seed)
         directions = generator.standard_normal((FACTS, WIDTH))
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)
@@ -342,6 +387,7 @@ def limits_probe(answer: Any) -> Any:
     """A weight one step of the grid away from the limit counts as the limit."""
     if not isinstance(answer, dict):
         return answer
+    no_key_is_missing(answer, limits())
     return {name: _limit_if_near(weight, limits().get(name)) for name, weight in answer.items()}
 
 
@@ -355,6 +401,7 @@ def _limit_if_near(weight: Any, limit: float | None) -> Any:
 ROW = 32  # tokens of a text
 LEARNED, LOST = 1 / 40, 1.05  # perplexity, as a share of the model's own
 UNCHANGED = 1 / 2
+LONGER = 2  # the keys of the check's model, against those of the notebook's: squared distances are four times as large
 
 
 class Domains(NamedTuple):
@@ -404,19 +451,31 @@ def manual(seed: int, n: int) -> str:
     return " ".join(sentences)
 
 
+def model_with_longer_keys() -> MemoryTransformer:
+    """The course's model, which says the same from another scale of keys."""
+    model, _ = docs_model()
+    last = [part for part in model.modules() if isinstance(part, FeedForward)][-1]
+    with torch.no_grad():
+        last.norm.weight.mul_(LONGER)
+        last.expand.weight.div_(LONGER)
+    return model
+
+
 @cache
 def alone() -> tuple[float, float]:
     """The model's own perplexity on unseen text, new and old."""
-    knn = KNNLM(docs_model()[0], Datastore(docs_model()[0].config["d_model"]))
+    model = model_with_longer_keys()
+    knn = KNNLM(model, Datastore(model.config["d_model"]))
     return knn.perplexity(domains().new_test), knn.perplexity(domains().old_test)
 
 
 class Measured(NamedTuple):
-    """Perplexities on unseen text, as shares of the model's own, and the number of entries."""
+    """Perplexities on unseen text, as shares of the model's own, the number of entries, and the weight on new text."""
 
     new: float
     old: float
     entries: int
+    weight: Tensor  # a number, or (rows, tokens)
 
 
 _measured: dict[Any, Measured] = {}  # of the answer that the probe used last: it takes a second
@@ -428,17 +487,27 @@ def domain_cases() -> list[tuple[Tensor, Tensor]]:
 
 @one_thread()
 def domain_probe(answer: Any, new: Tensor, old: Tensor) -> dict[str, str]:
-    model, _ = docs_model()
+    model = model_with_longer_keys()
     before = {name: part.clone() for name, part in model.state_dict().items()}
     knn = answer(model, new, old)
     if not isinstance(knn, KNNLM):
         raise Wrong(f"a KNNLM should be returned; found {describe(knn)}")
     same = all(torch.equal(part, before[name]) for name, part in model.state_dict().items())
     if same:
-        new_share = knn.perplexity(domains().new_test) / alone()[0]
-        old_share = knn.perplexity(domains().old_test) / alone()[1]
+        try:
+            new_share = knn.perplexity(domains().new_test) / alone()[0]
+            old_share = knn.perplexity(domains().old_test) / alone()[1]
+            near = knn.neighbors(domains().new_test)
+        except Exception as error:
+            if own_line(error, frozenset()):
+                raise
+            raise Wrong(
+                f"your function returned a KNNLM, but to score a text with it raises {error_text(error)}\n"
+                "The weight is a number, or a function that gives one number for each query, (...)"
+            ) from error
+        weight = knn.weight(near) if callable(knn.weight) else torch.tensor(knn.weight)
         _measured.clear()
-        _measured[answer] = Measured(new_share, old_share, len(knn.datastore))
+        _measured[answer] = Measured(new_share, old_share, len(knn.datastore), weight)
     return {"the model's weights": "as they were" if same else "changed"}
 
 
@@ -449,7 +518,7 @@ def domain_oracle(new: Array, old: Array) -> dict[str, str]:
 def the_new_text_is_learned_and_nothing_of_the_old_is_lost(answer: Any) -> None:
     if answer not in _measured:
         domain_probe(answer, *domain_cases()[0])
-    new, old, entries = _measured[answer]
+    new, old, entries, weight = _measured[answer]
     found = f"Perplexity on unseen text, as a share of the model's own: new {new:.3f}, old {old:.3f}"
     if entries == 0:
         raise Wrong("the datastore is empty: `memorize` puts the pairs of a text into it")
@@ -460,11 +529,17 @@ def the_new_text_is_learned_and_nothing_of_the_old_is_lost(answer: Any) -> None:
         )
     if new > 1.1:
         raise Wrong(f"the new text is less likely than without the datastore. {found}")
+    if new > UNCHANGED and old <= LOST and (weight > 0).float().mean() < 0.2:
+        raise Wrong(f"the weight is 0 at more than four fifths of unseen new text, which is hardly learned. {found}")
     if new > UNCHANGED and old > LOST:
         raise Wrong(f"the new text is hardly learned, and the old one suffers. {found}")
     if new > UNCHANGED:
         raise Wrong(f"the new text is hardly learned. {found}")
     if new > LEARNED:
-        raise Wrong(f"the new text is learned, but at most {LEARNED} times is asked. {found}")
+        spread = "a number, the same for every token" if weight.ndim == 0 else "a function of the neighbours"
+        raise Wrong(
+            f"the new text is not learned well enough: at most {LEARNED} times is asked. {found}. "
+            f"The weight is {spread}"
+        )
     if old > LOST:
         raise Wrong(f"the new text is learned, but something is lost: at most {LOST} times is asked. {found}")
