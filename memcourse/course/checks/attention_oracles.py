@@ -6,9 +6,7 @@ The oracles are the equations in NumPy float64, one number at a time: no library
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from itertools import count, takewhile
 from typing import Any, NamedTuple
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from memcourse.course.checks.timing import one_thread, times_as_fast
 from memcourse.course.exercise import Wrong
 
 Array = NDArray[np.float64]
@@ -231,36 +230,15 @@ def windowed_loop(query: Tensor, key: Tensor, value: Tensor, window: int) -> Ten
     return torch.stack(reads)
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """On a busy machine threads wait for each other longer than small tensors take."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@one_thread()
 def at_least_five_times_as_fast_as_the_loop(answer: Any) -> None:
     T, d = TIMED["time"], TIMED["width"]
     case = (random(1, T, d), random(2, T, d), random(3, T, d), TIMED["window"])
-    loop = fast = math.inf
-    for _ in range(7):  # taken in turns, and the least of each, so that a busy machine slows both or neither
-        loop = min(loop, _seconds(windowed_loop, *case))
-        fast = min(fast, _seconds(answer, *case), _seconds(answer, *case))
-    if fast * SPEED_UP > loop:
+    ratio = times_as_fast(answer, windowed_loop, case, asked=SPEED_UP)
+    if ratio < SPEED_UP:
         raise Wrong(
-            f"the same numbers as the loop, at {loop / fast:.1f} times its speed; at least {SPEED_UP} times is asked. "
+            f"the same numbers as the loop, at {ratio:.1f} times its speed; at least {SPEED_UP} times is asked. "
             f"A Python step for each of the {T} tokens is too many"
         )
-
-
-def _seconds(function: Callable[..., Any], *case: Any) -> float:
-    start = time.perf_counter()
-    function(*case)
-    return time.perf_counter() - start
 
 
 # 1.6 Decoder

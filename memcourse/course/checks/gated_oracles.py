@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from timeit import timeit
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from memcourse.course.checks.attention_oracles import Array, Parameters, one_thread, random, with_parameters
+from memcourse.course.checks.attention_oracles import Array, Parameters, random, with_parameters
+from memcourse.course.checks.timing import times_as_fast
 from memcourse.course.exercise import Wrong
 
 
@@ -185,19 +185,13 @@ def a_long_memory_is_exact(answer: Any) -> None:
         )
 
 
-@one_thread()
 def at_least_five_times_as_fast_as_the_loop(answer: Any) -> None:
     B, T, D = TIMED.values()
     case = (gates(1, B, T, D), random(2, B, T, D), random(3, B, D))
-    loop = fast = math.inf
-    for _ in range(7):  # taken in turns, and the least of each, so that a busy machine slows both or neither
-        loop = min(loop, timeit(lambda: scan_loop(*case), number=1))
-        fast = min(fast, timeit(lambda: answer(*case), number=1), timeit(lambda: answer(*case), number=1))
-        if fast > 4 * loop:  # no hiccup: one turn of a table of T x T takes longer than all of the loop's
-            break
-    if fast * SPEED_UP > loop:
+    ratio = times_as_fast(answer, scan_loop, case, asked=SPEED_UP)
+    if ratio < SPEED_UP:
         raise Wrong(
-            f"the same numbers as the loop, at {loop / fast:.1f} times its speed; at least {SPEED_UP} times is asked. "
+            f"the same numbers as the loop, at {ratio:.1f} times its speed; at least {SPEED_UP} times is asked. "
             f"A Python step for each of the {T} tokens is too many, and so is a table of {T} x {T}"
         )
 

@@ -11,7 +11,6 @@ import math
 import sys
 from collections.abc import Callable
 from functools import cache
-from timeit import timeit
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -23,7 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from memcourse import corpora
 from memcourse.bundled import docs_model
-from memcourse.course.checks.attention_oracles import Array, one_thread, random, softmax
+from memcourse.course.checks.attention_oracles import Array, random, softmax
+from memcourse.course.checks.timing import one_thread, times_as_fast
 from memcourse.course.exercise import Wrong
 from memcourse.course.words import describe, error_text, own_line
 from memcourse.datastore import Datastore
@@ -308,25 +308,13 @@ def nothing_as_large_as_half_of_all_distances(answer: Any) -> None:
         )
 
 
-@one_thread()
 def at_least_three_times_as_fast_as_the_loop(answer: Any) -> None:
-    ratio = speed(answer, nearest_loop, many_keys())
+    ratio = times_as_fast(answer, nearest_loop, many_keys(), asked=SPEED_UP)
     if ratio < SPEED_UP:
         raise Wrong(
             f"the same numbers as the loop, at {ratio:.1f} times its speed; at least {SPEED_UP} times is asked. "
             "|q - k|^2 = |q|^2 - 2 q.k + |k|^2, and all q.k of a block are one matrix product"
         )
-
-
-def speed(answer: Callable[..., Any], slow: Callable[..., Any], case: tuple[Any, ...]) -> float:
-    """How many times as fast as `slow` the answer is: in turns, the least of each, so that a hiccup hits both."""
-    before = after = math.inf
-    for _ in range(7):
-        before = min(before, timeit(lambda: slow(*case), number=1))
-        after = min(after, timeit(lambda: answer(*case), number=1), timeit(lambda: answer(*case), number=1))
-        if after > 4 * before:
-            break
-    return before / after
 
 
 # 4.6 best_weight

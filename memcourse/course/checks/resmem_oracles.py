@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
-from timeit import timeit
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from memcourse.course.checks.attention_oracles import Array, one_thread, random, softmax
+from memcourse.course.checks.attention_oracles import Array, random, softmax
+from memcourse.course.checks.timing import times_as_fast
 from memcourse.course.exercise import Wrong
 
 Labels = NDArray[np.int64]
@@ -199,18 +199,14 @@ def every_k_loop(prediction: Tensor, distances: Tensor, residuals: Tensor, targe
     return torch.stack(errors)
 
 
-@one_thread()
 def at_least_five_times_as_fast_as_the_loop(answer: Any) -> None:
     Q, K, C = TIMED.values()
     distances = random(1, Q, K).abs().sort(dim=1).values
     case = (random(2, Q, C), distances, random(3, Q, K, C), random(4, Q, C), 0.7)
-    loop = fast = math.inf
-    for _ in range(7):  # taken in turns, and the least of each, so that a busy machine slows both or neither
-        loop = min(loop, timeit(lambda: every_k_loop(*case), number=1))
-        fast = min(fast, timeit(lambda: answer(*case), number=1), timeit(lambda: answer(*case), number=1))
-    if fast * SPEED_UP > loop:
+    ratio = times_as_fast(answer, every_k_loop, case, asked=SPEED_UP)
+    if ratio < SPEED_UP:
         raise Wrong(
-            f"the same numbers as the loop, at {loop / fast:.1f} times its speed; at least {SPEED_UP} times is asked. "
+            f"the same numbers as the loop, at {ratio:.1f} times its speed; at least {SPEED_UP} times is asked. "
             f"A loop that makes each of the {K} means afresh is too slow, and so is a table of {K} x {K}"
         )
 
