@@ -101,7 +101,7 @@ def erase_oracle(values: Array, weights: Array, erase: Array, add: Array) -> Arr
 # 2.4 top_k_of_sums
 
 SPEED_UP = 5
-TIMED = {"n": 1024, "m": 997, "k": 16}
+TIMED = {"n": 640, "m": 631, "k": 16}
 
 
 def sums_cases() -> list[tuple[Any, ...]]:
