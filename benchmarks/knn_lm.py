@@ -13,6 +13,7 @@ from memcourse.exact_search import nearest
 from memcourse.knn_lm import KNNLM, knn_log_prob
 from memcourse.language_model import frozen
 from memcourse.optional import needs
+from memcourse.threads import one_thread
 
 N_KEYS, N_TOKENS, D_MODEL, VOCAB_SIZE = 50_000, 2048, 128, 8192
 N_LISTS = 256
@@ -57,10 +58,8 @@ def aggregation() -> Iterator[Row]:
         return scattered(distances, tokens, targets, WIDE_VOCAB_SIZE)
 
     torch.testing.assert_close(ours(), peer(), atol=1e-4, rtol=1e-4)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a call of a millisecond must not wait for a second core that is busy elsewhere
-    found = ratio(peer, ours)
-    torch.set_num_threads(threads)
+    with one_thread():  # a call of a millisecond must not wait for a second core that is busy elsewhere
+        found = ratio(peer, ours)
     what = (
         f"knn_log_prob, {N_TARGETS} targets of {WIDE_VOCAB_SIZE:,} tokens, k={K} on {device}, one thread, at most "
         f"{peak_mib(ours):.0f} MiB against {peak_mib(peer):.0f} MiB: time of scattering into the vocabulary / ours"

@@ -39,14 +39,12 @@ class Refused(Exception):
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
+    from memcourse.store.on_disk import AnotherWriter  # the same command, started twice
+
     try:
         yield
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, ModuleNotFoundError, AnotherWriter) as error:
         raise Refused(_words(error)) from error
-    except RuntimeError as error:
-        if "another writer" in str(error):  # the same command, started twice
-            raise Refused(str(error)) from error
-        raise
 
 
 def _words(error: Exception) -> str:

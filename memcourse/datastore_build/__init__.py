@@ -45,6 +45,7 @@ from memcourse.distributed import gather, place
 from memcourse.language_model import LanguageModel, TransformerReader, frozen
 from memcourse.memory import require
 from memcourse.store.files import MANIFEST
+from memcourse.threads import one_thread
 from memcourse.transformer import MemoryTransformer
 
 A_WEEK = timedelta(days=7)  # how long the processes wait for the slowest one
@@ -133,7 +134,7 @@ def build(
             bar = tqdm(
                 desc="encoding", unit=" keys", unit_scale=True, disable=None if progress and not number else True
             )
-            with store.building(plan.what, every=every) as before, frozen(lm.module), _one_thread(), bar:
+            with store.building(plan.what, every=every) as before, frozen(lm.module), one_thread(), bar:
                 share = windows.share(number, processes)
                 bar.total = windows.rows_before(share.stop) - windows.rows_before(share.start)
                 bar.initial = bar.n = before
@@ -207,14 +208,3 @@ def _first_alone(work: Callable[[], Any]) -> Any:
     if fault is not None:
         raise fault
     return result
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """A sum in another number of threads may round otherwise."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -39,6 +39,10 @@ class Build(NamedTuple):
     journaled_at: float
 
 
+class AnotherWriter(RuntimeError):
+    """A store has one writer at a time, and this is not the one."""
+
+
 class RowsOnDisk:
     """float16 keys in a folder, read through a memory map; store/files.py says what stands there.
 
@@ -239,12 +243,12 @@ class RowsOnDisk:
             self._lock.acquire(timeout=0)
         except Timeout:
             one = "a store has any number of readers and one writer"
-            raise RuntimeError(f"another writer is at work on the store at {self.folder}; {one}") from None
+            raise AnotherWriter(f"another writer is at work on the store at {self.folder}; {one}") from None
         try:
             if self._build is None and not self._overwrites:
                 manifest = read_manifest(self.folder / MANIFEST)
                 if (manifest and manifest["checksum"]) != self._checksum:
-                    raise RuntimeError(
+                    raise AnotherWriter(
                         f"another writer has changed the store at {self.folder} since it was opened here; load it again"
                     )
                 if not resuming and (unfinished := self._unfinished()):

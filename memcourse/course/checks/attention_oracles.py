@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from memcourse.course.checks.timing import one_thread, times_as_fast
+from memcourse.course.checks.timing import times_as_fast
 from memcourse.course.exercise import Wrong
+from memcourse.threads import one_thread
 
 Array = NDArray[np.float64]
 Parameters = dict[str, Tensor]

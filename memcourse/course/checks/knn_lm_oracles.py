@@ -23,11 +23,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from memcourse import corpora
 from memcourse.bundled import docs_model
 from memcourse.course.checks.attention_oracles import Array, random, softmax
-from memcourse.course.checks.timing import one_thread, times_as_fast
+from memcourse.course.checks.timing import times_as_fast
 from memcourse.course.exercise import Wrong
 from memcourse.course.words import describe, error_text, own_line
 from memcourse.datastore import Datastore
 from memcourse.knn_lm import KNNLM
+from memcourse.threads import one_thread
 from memcourse.transformer import FeedForward, MemoryTransformer
 
 Integers = NDArray[np.int64]

@@ -1,25 +1,13 @@
 """How many times as fast an answer is as the plain way, on a machine that may be busy."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from timeit import timeit
 from typing import Any
 
-import torch
+from memcourse.threads import one_thread
 
 TURNS = 7  # and three times as many where it is close
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """On a busy machine threads wait for each other longer than small tensors take."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @one_thread()
