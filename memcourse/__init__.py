@@ -12,11 +12,16 @@ _MODULES = {
     "attention": ("AdditiveAttention", "CausalAttention", "MultiHeadAttention", "attend", "hopfield_step"),
     "datastore": ("Datastore",),
     "gated": ("GatedMemory", "ParallelGatedMemory", "gated_update", "linear_scan"),
+    "infini_attention": ("InfiniAttention",),
     "key_value": ("KeyValueMemory", "KeyValueStore", "ProductKeys"),
     "knn_lm": ("KNNLM", "interpolate", "knn_log_prob", "knn_probs"),
-    "memory": ("SequenceMemory",),
+    "lm2": ("LM2Block",),
+    "memorizing": ("MemorizingAttention",),
+    "memory": ("BlockMemory", "SequenceMemory"),
     "resmem": ("ResMem", "residual_read"),
+    "rmt": ("RecurrentMemoryTransformer",),
     "training": ("Batch", "evaluate", "fit"),
+    "transformer_fam": ("FeedbackBlock",),
     "transformer": ("MemoryTransformer", "open_model"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

@@ -87,6 +87,20 @@ class SequenceMemory(nn.Module):
         return state
 
 
+class BlockMemory(SequenceMemory):
+    """A memory that brings its own feed-forward, and hands out what that feed-forward reads: the key of a kNN-LM."""
+
+    level: ClassVar[str] = "block"
+
+    def advance_with_hidden(self, x: Tensor, state: Any) -> tuple[Tensor, Any, Tensor]:
+        """`advance`, and the feed-forward's input after its norm, one row per token: (B, T, D), state, (B, T, D)."""
+        raise NotImplementedError
+
+    def advance(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        y, state, _ = self.advance_with_hidden(x, state)
+        return y, state
+
+
 def map_state(function: Callable[..., Tensor], state: Any, *others: Any) -> Any:
     """Apply `function` to every tensor of a state (and to the tensors at the same place in `others`)."""
     if isinstance(state, Tensor):

@@ -8,7 +8,7 @@ logits = norm(x) E^T                          E: the embedding, used again
 import json
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 import memcourse
-from memcourse.memory import SequenceMemory, differences, require, state_dtype, stream, write_safetensors
+from memcourse.memory import BlockMemory, SequenceMemory, differences, require, state_dtype, stream, write_safetensors
 
 Maker = Callable[[], SequenceMemory]
 
@@ -39,10 +39,8 @@ class FeedForward(nn.Module):
         return x + self.contract(F.gelu(self.expand(hidden)))
 
 
-class MixerBlock(SequenceMemory):
+class MixerBlock(BlockMemory):
     """A mixer where attention stands in a pre-norm transformer block: x + mixer(norm(x)), then the feed-forward."""
-
-    level: ClassVar[str] = "block"
 
     def __init__(self, mixer: SequenceMemory) -> None:
         super().__init__()
@@ -60,12 +58,7 @@ class MixerBlock(SequenceMemory):
     def tokens_to_segment_end(self, state: Any) -> int:
         return self.mixer.tokens_to_segment_end(state)
 
-    def advance(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        y, state, _ = self.advance_with_hidden(x, state)
-        return y, state
-
     def advance_with_hidden(self, x: Tensor, state: Any) -> tuple[Tensor, Any, Tensor]:
-        """Also hand out the feed-forward's input after its norm, one row per token: the key of a kNN-LM."""
         read, state = self.mixer(self.norm(x), state)
         x = x + read
         hidden = self.feed_forward.norm(x)  # (B, T, D)
@@ -110,13 +103,13 @@ class MemoryTransformer(SequenceMemory):
             "vocab_size": vocab_size,
             "d_model": d_model,
             "n_layers": n_layers,
-            "memory": [layer.config for layer in self.blocks],
+            "memory": [{"class": type(layer).__name__} | layer.config for layer in self.blocks],
         }
         self.differentiable_write = all(layer.differentiable_write for layer in self.blocks)
 
     @property
-    def blocks(self) -> list[Any]:
-        return list(self.layers)
+    def blocks(self) -> list[BlockMemory]:
+        return [cast(BlockMemory, layer) for layer in self.layers]
 
     def initial_state(
         self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -231,9 +224,9 @@ def _maker(config: dict[str, Any]) -> Maker:
     return lambda: kind(**{name: value for name, value in config.items() if name != "class"})
 
 
-def _as_block(memory: SequenceMemory, d_model: int) -> SequenceMemory:
+def _as_block(memory: SequenceMemory, d_model: int) -> BlockMemory:
     level = getattr(memory, "level", None)
     require(level in ("mixer", "block"), "memory", type(memory).__name__, "a maker of mixers or blocks")
     width = memory.config["d_model"]
     require(width == d_model, "d_model", d_model, f"that of the memory, {width}")
-    return MixerBlock(memory) if level == "mixer" else memory
+    return MixerBlock(memory) if level == "mixer" else cast(BlockMemory, memory)
