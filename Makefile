@@ -19,7 +19,7 @@ test: environment ## style, types, tests and notebooks (minutes)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy memcourse
-	$(RUN) -m pytest tests
+	$(RUN) -m pytest -n logical --maxprocesses 4 --dist worksteal tests
 	MEMCOURSE_SHAPE_CHECKS=0 $(RUN) -m pytest tests/bad_input
 	$(RUN) -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 120 chapters solutions
 	$(RUN) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 120 exercises

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from functools import partial
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -170,13 +171,13 @@ def test_a_process_that_cannot_start_stops_the_grading(tmp_path, monkeypatch):
         grade.grade([write(tmp_path / "a.ipynb", GOOD)])
 
 
-def test_the_table_shows_outcomes_points_and_messages(tmp_path, capsys):
+def test_the_table_shows_outcomes_points_and_messages(capsys):
     reports = (
         Report("1.1", "first", "passed", 2, 2, ("type", "shape")),
         Report("1.2", "second", "wrong", 0, 3, ("type",), "the axis [red] is wrong\nexpected 1, found 2"),
         Report("1.3", "third", "not attempted", 0, 4, (), "The notebook does not define `third`."),
     )
-    Console(width=80).print(grade.NotebookReport(tmp_path / "a.ipynb", CHAPTER, reports))
+    Console(width=80).print(grade.NotebookReport(Path("a.ipynb"), CHAPTER, reports))
     shown = capsys.readouterr().out
     for words in (
         "a.ipynb",
