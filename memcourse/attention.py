@@ -204,7 +204,7 @@ def masked_attention(
     return read.masked_fill(~mask.any(dim=-1, keepdim=True), 0.0)
 
 
-def rotate(x: Float[Tensor, "batch heads time d_head"], position: Int[Tensor, "batch time"]) -> Tensor:
+def rotate(x: Float[Tensor, "batch heads time d_head"], position: Int[Tensor, "#batch time"]) -> Tensor:
     """Rotary position: turn each pair (x_i, x_{i + d/2}) by the angle position * 10000^(-2i/d).
 
     The score of a rotated query and a rotated key depends on the distance between them alone.  Angles are taken in

@@ -12,14 +12,15 @@ import hashlib
 from pathlib import Path
 
 from memcourse.memory import require
+from memcourse.token_model import TokenModel
 from memcourse.tokenizer import Tokenizer
-from memcourse.transformer import MemoryTransformer, open_model
+from memcourse.transformer import open_model
 
 FOLDER = Path(__file__).parent / "models"
 WEIGHTS, WORDS, CHECKSUMS = "docs.safetensors", "docs.tokenizer.json", "docs.sha256"
 
 
-def docs_model() -> tuple[MemoryTransformer, Tokenizer]:
+def docs_model() -> tuple[TokenModel, Tokenizer]:
     """A language model of Python's documentation and its byte-pair tokenizer, which takes any text.
 
     Two layers of causal attention over the newest 128 tokens, width 96, a vocabulary of 2,048; the weights lie on

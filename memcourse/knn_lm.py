@@ -22,7 +22,7 @@ from torch import Tensor
 from memcourse.datastore import Neighbors
 from memcourse.language_model import LanguageModel, Reading, TransformerReader, fingerprint, frozen
 from memcourse.memory import require
-from memcourse.transformer import MemoryTransformer
+from memcourse.token_model import TokenModel
 
 __all__ = [
     "KNNLM", "BucketWeights", "LanguageModel", "Reading", "Store", "TransformerReader", "fingerprint", "frozen",
@@ -193,14 +193,14 @@ class KNNLM:
 
     def __init__(
         self,
-        model: MemoryTransformer | LanguageModel,
+        model: TokenModel | LanguageModel,
         datastore: Store,
         *,
         k: int = 64,
         temperature: float = 1.0,
         weight: float | Callable[[Neighbors], Tensor] = 0.25,
     ) -> None:
-        self.model: LanguageModel = TransformerReader(model) if isinstance(model, MemoryTransformer) else model
+        self.model: LanguageModel = TransformerReader(model) if isinstance(model, TokenModel) else model
         known = isinstance(self.model, LanguageModel)
         require(known, "model", type(model).__name__, "a MemoryTransformer, or what keeps the LanguageModel protocol")
         require(isinstance(datastore, Store), "datastore", type(datastore).__name__, "a Datastore")

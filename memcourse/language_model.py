@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from memcourse.memory import require
-from memcourse.transformer import MemoryTransformer
+from memcourse.token_model import TokenModel
 
 
 class Reading(NamedTuple):
@@ -58,7 +58,7 @@ class TransformerReader:
     key="hidden": the last feed-forward's input after its norm, the paper's choice; "features": the model's output.
     """
 
-    def __init__(self, module: MemoryTransformer, *, key: str = "hidden") -> None:
+    def __init__(self, module: TokenModel, *, key: str = "hidden") -> None:
         require(key in ("hidden", "features"), "key", repr(key), '"hidden" or "features"')
         self.module: nn.Module = module
         self.dim, self.vocab_size, self.key = module.config["d_model"], module.config["vocab_size"], key

@@ -1,23 +1,21 @@
 """The one language model that hosts any memory.
 
-x_t = e_t + W e_{t-1}                         embedding and one-token shift
 x <- x + mixer(norm(x));  x <- x + ff(norm(x))    in every layer, or whatever a block-level memory does
-logits = norm(x) E^T                          E: the embedding, used again
+
+What comes before and after the layers (embedding, shift, logits, files) is `token_model`'s.
 """
 
-import json
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
+from jaxtyping import Float
 from torch import Tensor, nn
 
-import memcourse
-from memcourse.memory import BlockMemory, SequenceMemory, differences, require, state_dtype, stream, write_safetensors
+from memcourse.memory import BlockMemory, SequenceMemory, require, state_dtype
+from memcourse.token_model import Model, TokenModel, class_in_file, saved_config
 
 Maker = Callable[[], SequenceMemory]
 
@@ -72,21 +70,16 @@ class TransformerState(NamedTuple):
     layers: tuple[Any, ...]
 
 
-class MemoryTransformer(SequenceMemory):
+class MemoryTransformer(TokenModel):
     """A language model whose layers remember: (tokens, state=None) -> (logits, state).
 
     tokens (B, T) of integers below vocab_size -> logits (B, T, vocab_size).  `memory` makes one layer's memory each
     time it is called: `lambda: CausalAttention(64, 4)`, a mixer or a block; a list of n_layers makers gives a hybrid.
-    The shift lets a memory bind a token to the one before it, without which a key and its value cannot be written
-    together.  Raises ValueError for a list of another length, a maker of something else, a width that differs.
+    Raises ValueError for a list of another length, a maker of something else, a width that differs.
     """
 
-    level: ClassVar[str] = "model"
-
     def __init__(self, vocab_size: int, d_model: int, n_layers: int, memory: Maker | Sequence[Maker]) -> None:
-        super().__init__()
-        for name, size in (("vocab_size", vocab_size), ("d_model", d_model), ("n_layers", n_layers)):
-            require(size >= 1, name, size, "at least 1")
+        super().__init__(vocab_size, d_model, n_layers)
         makers = [memory] * n_layers if callable(memory) else list(memory)
         require(
             len(makers) == n_layers,
@@ -94,9 +87,6 @@ class MemoryTransformer(SequenceMemory):
             f"{len(makers)} makers",
             f"one maker, or n_layers={n_layers} of them",
         )
-        self.embedding = nn.Embedding(vocab_size, d_model)
-        nn.init.normal_(self.embedding.weight, std=0.02)
-        self.shift = nn.Linear(d_model, d_model, bias=False)
         self.layers = nn.ModuleList(_as_block(make(), d_model) for make in makers)
         self.norm = nn.RMSNorm(d_model)
         self.config = {
@@ -106,6 +96,11 @@ class MemoryTransformer(SequenceMemory):
             "memory": [{"class": type(layer).__name__} | layer.config for layer in self.blocks],
         }
         self.differentiable_write = all(layer.differentiable_write for layer in self.blocks)
+
+    @classmethod
+    def from_config(cls: type[Model], config: dict[str, Any]) -> Model:
+        """A new model with the memories that `config` names, by their classes, and their arguments."""
+        return cls(**config | {"memory": [_maker(memory) for memory in config["memory"]]})
 
     @property
     def blocks(self) -> list[BlockMemory]:
@@ -122,105 +117,27 @@ class MemoryTransformer(SequenceMemory):
         parts = zip(self.blocks, state.layers, strict=True)
         return max(layer.tokens_to_segment_end(part) for layer, part in parts)
 
-    def forward(
-        self, tokens: Int[Tensor, "batch time"], state: TransformerState | None = None
-    ) -> tuple[Float[Tensor, "batch time vocab"], TransformerState]:
-        features, state, _ = self.features(tokens, state)
-        return self.logits(features), state
-
-    def logits(self, features: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any vocab"]:
-        """Scores of every next token, from what `features` gives: (..., D) -> (..., V)."""
-        return F.linear(features, self.embedding.weight)
-
-    def hidden(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time d_model"]:
-        """The input of the last feed-forward, after its norm: one row per token, (B, T) -> (B, T, D)."""
-        return self.features(tokens)[2]
-
-    def features(
-        self, tokens: Int[Tensor, "batch time"], state: TransformerState | None = None
-    ) -> tuple[Float[Tensor, "batch time d_model"], TransformerState, Float[Tensor, "batch time d_model"]]:
-        """What the logits are made of, the state, and `hidden`, in one pass: a caller may want few of the logits."""
-        self._check_tokens(tokens)
-        embedded = self.embedding(tokens)  # (B, T, D)
-        state = self.accept(state, len(tokens), embedded.device, embedded.dtype)
-        if tokens.shape[1] == 0:
-            return embedded, state, embedded
-        before = torch.cat([state.previous[:, None].to(embedded), embedded[:, :-1]], dim=1)  # (B, T, D)
-        x = embedded + self.shift(before)
+    def advance_with_hidden(self, x: Tensor, state: Any) -> tuple[Tensor, TransformerState, Tensor]:
         layers = []
         for layer, layer_state in zip(self.blocks, state.layers, strict=True):
             x, layer_state, hidden = layer.advance_with_hidden(x, layer_state)
             layers.append(layer_state)
-        return self.norm(x), TransformerState(embedded[:, -1].to(state.previous), tuple(layers)), hidden
-
-    def _check_tokens(self, tokens: Tensor) -> None:
-        integers = tokens.ndim == 2 and not tokens.is_floating_point() and tokens.dtype != torch.bool
-        require(integers, "tokens", f"{tokens.dtype} {tuple(tokens.shape)}", "integers of shape (batch, time)")
-        if tokens.device.type == "cpu" and tokens.numel() and not torch.compiler.is_compiling():
-            low, high = int(tokens.min()), int(tokens.max())
-            vocab_size = self.config["vocab_size"]
-            require(0 <= low and high < vocab_size, "tokens", f"{low} to {high}", f"from 0 to {vocab_size - 1}")
-
-    @torch.no_grad()
-    def generate(
-        self, prompt: Int[Tensor, "batch time"], n: int, *, temperature: float | None = None
-    ) -> Int[Tensor, "batch longer"]:
-        """The prompt and n more tokens, (B, T) -> (B, T + n): greedy, or sampled where a temperature is given.
-
-        The prompt may be of any length; it streams through the state in chunks, and no token of it is dropped.
-        """
-        self._check_tokens(prompt)
-        require(prompt.shape[1] >= 1, "prompt", tuple(prompt.shape), "at least one token long")
-        require(n >= 0, "n", n, "0 tokens or more")
-        require(temperature is None or temperature > 0, "temperature", temperature, "None or greater than 0")
-        for logits, state in stream(self, prompt, chunk=1024):  # noqa: B007 (the last of each is what we need)
-            pass
-        tokens = [prompt]
-        for _ in range(n):
-            newest = logits[:, -1]  # (B, V)
-            if temperature is None:
-                token = newest.argmax(dim=-1, keepdim=True)  # (B, 1)
-            else:
-                token = torch.multinomial((newest / temperature).softmax(dim=-1), 1)
-            tokens.append(token)
-            logits, state = self(token, state)
-        return torch.cat(tokens, dim=1)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write weights and configuration as safetensors; an interrupted save leaves the old file as it was."""
-        write_safetensors({name: weight.contiguous() for name, weight in self.state_dict().items()}, path, self.config)
-
-    def load(self, path: str | os.PathLike[str]) -> "MemoryTransformer":
-        """Fill this model with saved weights.  Raises ValueError, naming what differs, for another configuration."""
-        with safe_open(path, framework="pt") as file:
-            config = json.loads((file.metadata() or {}).get("config", "null"))
-            require(config is not None, "path", path, "a file written by MemoryTransformer.save")
-            differing = differences(self.config, config)
-            require(not differing, "path", path, f"a model of this configuration; {'; '.join(differing)}")
-            self.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
-        return self
+        return x, TransformerState(state.previous, tuple(layers)), hidden
 
 
-def open_model(path: str | os.PathLike[str]) -> MemoryTransformer:
-    """The model that `MemoryTransformer.save` wrote, built anew from the configuration in its file.
+def open_model(path: str | os.PathLike[str]) -> TokenModel:
+    """The model that its `save` wrote into a file, built anew from the class and the configuration found there.
 
     Raises ValueError where the file holds something else, or a memory that this version does not have.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            config = json.loads((file.metadata() or {}).get("config", "null"))
-    except SafetensorError as error:
-        raise ValueError(f"path must be a file written by MemoryTransformer.save, got {path}: {error}") from None
-    saved = isinstance(config, dict) and {"vocab_size", "d_model", "n_layers", "memory"} <= config.keys()
-    require(saved, "path", path, "a file written by MemoryTransformer.save")
-    return MemoryTransformer(**config | {"memory": [_maker(memory) for memory in config["memory"]]}).load(path)
+    config = saved_config(path)
+    model: type[TokenModel] = class_in_file(config, TokenModel)
+    return model.from_config({name: value for name, value in config.items() if name != "class"}).load(path)
 
 
 def _maker(config: dict[str, Any]) -> Maker:
     """What makes the memory that a configuration describes: its class, by name, and its arguments."""
-    kind: Any = getattr(memcourse, config.get("class", ""), None)
-    known = isinstance(kind, type) and issubclass(kind, SequenceMemory)
-    require(known, "class in the file", config.get("class"), f"a memory of memcourse {memcourse.__version__}")
+    kind = class_in_file(config, SequenceMemory)
     return lambda: kind(**{name: value for name, value in config.items() if name != "class"})
 
 

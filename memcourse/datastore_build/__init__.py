@@ -46,7 +46,7 @@ from memcourse.language_model import LanguageModel, TransformerReader, frozen
 from memcourse.memory import require
 from memcourse.store.files import MANIFEST
 from memcourse.threads import one_thread
-from memcourse.transformer import MemoryTransformer
+from memcourse.token_model import TokenModel
 
 A_WEEK = timedelta(days=7)  # how long the processes wait for the slowest one
 
@@ -79,7 +79,7 @@ class Report(NamedTuple):
 def build(
     path: str | os.PathLike[str],
     texts: Texts,
-    model: MemoryTransformer | LanguageModel,
+    model: TokenModel | LanguageModel,
     tokenizer: Any,
     *,
     context: int = 256,
@@ -109,7 +109,7 @@ def build(
     """
     started = time.monotonic()
     folder = Path(path)
-    lm = TransformerReader(model) if isinstance(model, MemoryTransformer) else model
+    lm = TransformerReader(model) if isinstance(model, TokenModel) else model
     stride = max(1, context // 2) if stride is None else stride
     cutting = {"context": context, "stride": stride, "per_batch": per_batch}
     Windows([], **cutting), Datastore(lm.dim, index=index, metric=metric)  # they know what is wrong with these

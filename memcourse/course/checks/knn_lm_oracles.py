@@ -29,7 +29,8 @@ from memcourse.course.words import describe, error_text, own_line
 from memcourse.datastore import Datastore
 from memcourse.knn_lm import KNNLM
 from memcourse.threads import one_thread
-from memcourse.transformer import FeedForward, MemoryTransformer
+from memcourse.token_model import TokenModel
+from memcourse.transformer import FeedForward
 
 Integers = NDArray[np.int64]
 
@@ -440,7 +441,7 @@ def manual(seed: int, n: int) -> str:
     return " ".join(sentences)
 
 
-def model_with_longer_keys() -> MemoryTransformer:
+def model_with_longer_keys() -> TokenModel:
     """The course's model, which says the same from another scale of keys."""
     model, _ = docs_model()
     last = [part for part in model.modules() if isinstance(part, FeedForward)][-1]
