@@ -1,5 +1,7 @@
 """What memories that work in segments share: attention that stays inside a segment, for all segments at once."""
 
+from typing import Any
+
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
@@ -45,3 +47,35 @@ def attend_in_segments(
         new = slice(n_open + first + whole, None)
         parts.append(masked_attention(query[:, :, first + whole :], key[:, :, new], value[:, :, new], causal=True))
     return torch.cat(parts, dim=2)
+
+
+def rotate_in_segments(
+    x: Float[Tensor, "batch heads time d_head"], n_open: int, segment_len: int
+) -> Float[Tensor, "batch heads time d_head"]:
+    """`attention.rotate` by the places of `positions_in_segment`, with the angles of one segment computed once."""
+    half, T = x.shape[-1] // 2, x.shape[2]
+    where = torch.device("cpu") if x.device.type == "mps" else x.device  # mps has no float64
+    frequency = 10_000.0 ** (-torch.arange(half, dtype=torch.float64, device=where) / half)
+    angle = torch.arange(min(segment_len, n_open + T), dtype=torch.float64, device=where)[:, None] * frequency
+    position = positions_in_segment(n_open, T, segment_len, x.device)[0]
+    cos, sin = (part.to(x)[position] for part in (angle.cos(), angle.sin()))  # (T, d/2)
+    turned: Tensor = _Turn.apply(x, cos, sin)
+    return turned
+
+
+class _Turn(torch.autograd.Function):
+    """(a, b) -> (a cos - b sin, b cos + a sin) of the two halves of x; its gradient is turned back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        turned = torch.empty_like(x)
+        (a, b), (to_a, to_b) = x.chunk(2, dim=-1), turned.chunk(2, dim=-1)
+        torch.mul(a, cos, out=to_a).addcmul_(b, sin, value=-1)
+        torch.mul(b, cos, out=to_b).addcmul_(a, sin)
+        return turned
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _Turn.apply(gradient, cos, -sin), None, None

@@ -101,6 +101,8 @@ def _earlier(memory: Memory) -> Any:
 
 def _write_then_read(memory: Memory, layer: nn.Module, device: str, cut: bool) -> tuple[Tensor, Tensor]:
     first, second = memory.inputs(device, 7, seed=3), memory.inputs(device, 4, seed=4)
+    if not layer.differentiable_write:  # this is said of finished segments: the open one stays differentiable
+        first = memory.inputs(device, 7 + layer.tokens_to_segment_end(layer(first)[1]), seed=3)
     if memory.cls.level == "model":  # tokens of the two chunks are disjoint, and only logits of the second are read
         first, second = first % 14 + 15, second % 15
         written = layer.embedding.weight
