@@ -1,4 +1,4 @@
-"""A datastore for any causal language model of Hugging Face's transformers.
+"""A datastore for any causal language model of Hugging Face's transformers; `graft` (memcourse/graft.py) a memory.
 
     lm = hf.knn_lm(model, Datastore(model.config.hidden_size))     # GPT-2, Llama, Mistral, Qwen2, GPT-NeoX, OPT, ...
     lm.memorize(tokens)
@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from memcourse.datastore import Neighbors
+from memcourse.graft import graft as graft
 from memcourse.knn_lm import KNNLM
 from memcourse.language_model import Reading, fingerprint, frozen
 from memcourse.memory import require

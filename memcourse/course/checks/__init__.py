@@ -14,6 +14,8 @@ CHAPTERS: dict[str, str] = {  # NN_slug -> the module here that holds EXERCISES
     "03_gated": "gated",
     "04_knn_lm": "knn_lm",
     "05_resmem": "resmem",
+    "06_lm2": "lm2",
+    "07_infini_attention": "infini_attention",
 }
 
 
