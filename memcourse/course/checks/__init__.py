@@ -16,6 +16,7 @@ CHAPTERS: dict[str, str] = {  # NN_slug -> the module here that holds EXERCISES
     "05_resmem": "resmem",
     "06_lm2": "lm2",
     "07_infini_attention": "infini_attention",
+    "08_transformer_fam": "transformer_fam",
 }
 
 
