@@ -30,7 +30,8 @@ test-all: test ## the same, then the slow tests (training, the wheel in an empty
 notebooks: environment ## build chapters/, exercises/ and solutions/ from source/
 	$(RUN) -m memcourse.course.build
 
-bench: environment ## measure speed and memory against peers
+bench: environment ## measure speed and memory against peers, which it installs
+	$(RUN) -m pip install --no-deps --quiet -r benchmarks/peers.txt
 	$(RUN) -m benchmarks
 
 reproduce: environment ## train the bundled model and run every experiment again (an hour)

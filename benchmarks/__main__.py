@@ -13,7 +13,18 @@ from rich.table import Table
 from benchmarks.timing import Row
 
 # knn_lm early: what runs before leaves warm memory, in which a large tensor costs a fifth of its first time
-MODULES = ("course", "knn_lm", "datastore", "attention", "gated", "key_value")
+MODULES = (
+    "course",
+    "knn_lm",
+    "datastore",
+    "attention",
+    "gated",
+    "key_value",
+    "infini_attention",
+    "memorizing",
+    "rmt",
+    "streaming",
+)
 
 
 def main() -> int:

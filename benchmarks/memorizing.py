@@ -3,10 +3,9 @@
 Both get the same keys and values of unit length and the same queries, and hand out the k keys and values found for
 each query.  Ours compares every key: its recall is 1, which is asserted.  The peer asks an HNSW graph of FAISS, built
 before the clock starts, and its recall, the share of the k best keys that it finds, stands beside its time: once as it
-comes, once with the graph searched so widely that it finds as much as ours does.  The keys are clusters of 16, as the tokens of a text are: of random directions the graph finds far fewer.
-Its requirements name faiss-gpu and leave out einops-exts; with the course's faiss-cpu,
-`pip install --no-deps memorizing-transformers-pytorch==0.4.1 einops-exts` works.  Where it is missing, its rows are
-left out.
+comes, once with the graph searched so widely that it finds as much as ours does.  The keys are clusters of 16, as the
+tokens of a text are: of random directions the graph finds far fewer.
+benchmarks/peers.txt names what it needs; where it is missing, its rows are left out.
 """
 
 from collections.abc import Iterator

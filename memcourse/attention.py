@@ -266,10 +266,9 @@ class CausalAttention(SequenceMemory):
         filled = torch.arange(S + T, device=x.device) >= S - state.position[:, None]  # (B, S + T)
         look = _look_back if self.config["window"] is None else _look_in_window
         read = look(rotate(query, position).to(value.dtype), keys.to(value.dtype), values.to(value.dtype), filled)
-        kept = S if self.config["window"] else S + T
-        return self.heads.merge(read), KeyValueCache(
-            keys[:, :, S + T - kept :], values[:, :, S + T - kept :], state.position + T
-        )
+        if self.config["window"]:  # a view would keep the whole chunk alive
+            keys, values = keys[:, :, T:].clone(), values[:, :, T:].clone()
+        return self.heads.merge(read), KeyValueCache(keys, values, state.position + T)
 
 
 def _look_back(query: Tensor, keys: Tensor, values: Tensor, filled: Tensor) -> Tensor:

@@ -67,7 +67,19 @@ def linear_scan(
 
 def scan(forget_gate: Tensor, update: Tensor, initial: Tensor) -> Tensor:
     """`linear_scan` for a caller that knows its gates: nothing is checked, all parts have one dtype."""
+    if torch.compiler.is_compiling():  # which cannot trace writing into parts of a tensor
+        return _scan_by_doubling(forget_gate, update, initial)
     return _Scan.apply(forget_gate, update, initial) if update.numel() else update
+
+
+def _scan_by_doubling(forget_gate: Tensor, update: Tensor, initial: Tensor) -> Tensor:
+    """The same in log2(T) whole operations: after the n-th, a state holds the 2^n newest updates."""
+    kept, states, reach = forget_gate, update, 1
+    while reach < update.shape[1]:
+        states = torch.cat([states[:, :reach], states[:, reach:] + kept[:, reach:] * states[:, :-reach]], dim=1)
+        kept = torch.cat([kept[:, :reach], kept[:, reach:] * kept[:, :-reach]], dim=1)
+        reach *= 2
+    return states + kept * initial[:, None]
 
 
 class _Scan(torch.autograd.Function):

@@ -168,6 +168,10 @@ class _Follows:
         super().reset()  # type: ignore[misc]
         self.grafted_memories = {}
 
+    def __reduce__(self) -> Any:
+        """For copies and pickles: the class itself has no place where it could be found by its name."""
+        return _begin, (type(self).__bases__[1],), self.__dict__
+
     def _follow(self, function: Callable[[Tensor], Tensor]) -> None:
         held = self.grafted_memories.items()
         self.grafted_memories = {name: Held(seen, map_state(function, state)) for name, (seen, state) in held}
@@ -178,10 +182,16 @@ def _following(kind: type) -> type:
     return type(kind.__name__, (_Follows, kind), {})
 
 
+def _begin(kind: Any) -> Any:
+    following: Any = _following(kind)
+    return following.__new__(following)
+
+
 def _states(of: Any) -> dict[str, Held]:
     """The states that a cache holds, by the names of the attentions."""
     if not isinstance(of, _Follows):
-        of.__class__ = _following(type(of))
+        kind: Any = type(of)
+        of.__class__ = _following(kind)
         of.grafted_memories = {}
     return of.grafted_memories
 

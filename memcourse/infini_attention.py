@@ -131,7 +131,8 @@ class _RunningSums(torch.autograd.Function):
 
 
 def _running_sums(x: Tensor, *, from_the_end: bool = False) -> Tensor:
-    if x.device.type != "cpu" or torch.is_grad_enabled():  # the gradient of a gradient: nothing is written into buffers
+    # neither the gradient of a gradient nor a compiler allows writing into buffers
+    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return x.flip(2).cumsum(dim=2).flip(2) if from_the_end else x.cumsum(dim=2)
     sums = torch.empty_like(x)
     step = -1 if from_the_end else 1

@@ -148,7 +148,7 @@ class LM2Block(BlockMemory):
             reads.append(rearrange(read, "(b s) t d -> b (s t) d", b=len(x)))
         x1 = x1 + torch.cat(reads, dim=1)
         hidden = self.feed_forward.norm(x1)
-        state = state._replace(memory=banks[-1], inputs=inputs[:, closed:])
+        state = state._replace(memory=banks[-1], inputs=inputs[:, closed:].clone())
         return self.feed_forward.residual(x1, hidden), state, hidden
 
     def _segment_by_segment(
@@ -172,7 +172,7 @@ class LM2Block(BlockMemory):
                 for source in sources:
                     key, value = self._keys_and_values(source.to(x.dtype))
                     memory = self._write(memory, key, value)
-                inputs, outputs = inputs[:, :0], outputs[:, :0]
+                inputs, outputs = inputs[:, :0].clone(), outputs[:, :0].clone()
         state = state._replace(memory=memory, inputs=inputs, outputs=outputs)
         return torch.cat(ys, dim=1), state, torch.cat(hiddens, dim=1)
 
@@ -187,7 +187,8 @@ class LM2Block(BlockMemory):
             rotate(query, position).to(value.dtype), keys.to(value.dtype), values.to(value.dtype), segment_len
         )
         closed = (n_open + T) // segment_len * segment_len
-        return self.attention.merge(read), keys[:, :, closed:], values[:, :, closed:]
+        # a view would keep the whole chunk alive
+        return self.attention.merge(read), keys[:, :, closed:].clone(), values[:, :, closed:].clone()
 
     def _read(self, embedded: Tensor, memory: Tensor) -> Tensor:
         """g_out * R, what tokens take from a bank: (B, T, D), (B, N, D) -> (B, T, D)."""

@@ -203,6 +203,6 @@ def _unit(x: Tensor) -> Tensor:
 
 def pick(entries: Tensor, where: Tensor) -> Tensor:
     """Entries of the ring by their places: (B, H, N, d), (B, H, T, k) -> (B, H, T, k, d)."""
-    d = entries.shape[-1]
-    flat = where.flatten(2)[..., None].expand(-1, -1, -1, d)
-    return entries.gather(2, flat).unflatten(2, where.shape[2:])
+    B, H, device = *where.shape[:2], where.device
+    row, head = torch.arange(B, device=device)[:, None, None, None], torch.arange(H, device=device)[:, None, None]
+    return entries[row, head, where]

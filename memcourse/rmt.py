@@ -141,7 +141,8 @@ class RecurrentMemoryTransformer(TokenModel):
             # what comes out of the read rows at the top is nobody's
             silent = m if opens and number == len(self.layers) else 0
             rows, part, hidden = layer(rows, part, position, mask, silent)
-            layers.append(OpenSegment(part.key[:, :, :0], part.value[:, :, :0]) if closes else part)
+            # an empty view would keep the whole segment alive
+            layers.append(OpenSegment(*(leaf[:, :, :0].clone() for leaf in part)) if closes else part)
         T = x.shape[1]
         if closes:  # without the norm, what every layer adds would pile up from segment to segment
             state = state._replace(memory=self.norm(rows[:, T:]).to(state.memory.dtype))

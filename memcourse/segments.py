@@ -59,6 +59,9 @@ def rotate_in_segments(
     angle = torch.arange(min(segment_len, n_open + T), dtype=torch.float64, device=where)[:, None] * frequency
     position = positions_in_segment(n_open, T, segment_len, x.device)[0]
     cos, sin = (part.to(x)[position] for part in (angle.cos(), angle.sin()))  # (T, d/2)
+    if torch.compiler.is_compiling():  # which cannot trace writing into halves, and needs no help with their sums
+        a, b = x.chunk(2, dim=-1)
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
     turned: Tensor = _Turn.apply(x, cos, sin)
     return turned
 

@@ -73,7 +73,8 @@ class TokenModel(SequenceMemory):
             return embedded, state, embedded
         before = torch.cat([state.previous[:, None].to(embedded), embedded[:, :-1]], dim=1)  # (B, T, D)
         y, after, hidden = self.advance_with_hidden(embedded + self.shift(before), state)
-        return self.norm(y), after._replace(previous=embedded[:, -1].to(state.previous)), hidden
+        previous = embedded[:, -1].to(state.previous, copy=True)  # a view would keep the whole chunk alive
+        return self.norm(y), after._replace(previous=previous), hidden
 
     def _check_tokens(self, tokens: Tensor) -> None:
         integers = tokens.ndim == 2 and not tokens.is_floating_point() and tokens.dtype != torch.bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import pickle
 import weakref
 from pathlib import Path
 from typing import Any
@@ -154,14 +155,15 @@ def test_two_texts_never_meet_and_a_forward_without_cache_starts_afresh() -> Non
     torch.testing.assert_close(torch.cat(found, dim=1), alone, atol=1e-4, rtol=1e-4)
 
 
-def test_a_copied_cache_goes_its_own_way() -> None:
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))])
+def test_a_copied_cache_goes_its_own_way(copied: Any) -> None:
     model, _ = grafted()
     prompt, cache = tokens(1, 6), transformers.DynamicCache()
     with torch.no_grad():
         model(prompt, past_key_values=cache)
         for seed in (3, 4):
             more = tokens(1, 5, seed)
-            found = model(more, past_key_values=copy.deepcopy(cache)).logits
+            found = model(more, past_key_values=copied(cache)).logits
             torch.testing.assert_close(found, whole(model, torch.cat([prompt, more], 1))[:, 6:], atol=1e-4, rtol=1e-4)
 
 
@@ -187,6 +189,9 @@ def test_a_cache_that_is_reset_starts_afresh() -> None:
         model(tokens(1, 6), past_key_values=cache)
         cache.reset()
         assert cache.grafted_memories == {}
+        other = tokens(1, 5, seed=2)
+        found = model(other, past_key_values=cache).logits
+    torch.testing.assert_close(found, whole(model, other), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -246,16 +251,20 @@ def test_gradient_checkpointing_gives_the_same_gradients(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_the_grafts_alone_are_trained(family: str) -> None:
-    model = make(family)
-    model.requires_grad_(False)
-    grafts = hf.graft(model, MEMORIES["infini"], [0, 1])
     text = tokens(4, 16)
-    before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    history = fit(model, lambda _: Batch(text[:, :-1], text[:, 1:]), steps=40, learning_rate=1e-2, progress=False)
-    assert history["loss"][-1] < 0.95 * history["loss"][0]
-    new = {f"{part.name}.graft.{name}" for part in grafts for name in part.state_dict()}
-    moved = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
-    assert moved <= new and all(f"{part.name}.graft.alpha" in moved for part in grafts)
+    drop: dict[str, float] = {}
+    for trained in ("alpha", ""):  # what alpha makes of memories that stay random, then everything that is new
+        model = make(family)
+        model.requires_grad_(False)
+        grafts = hf.graft(model, MEMORIES["infini"], [0, 1])
+        for name, parameter in grafts.named_parameters():
+            parameter.requires_grad_(name.endswith(trained))
+        before = {name: weight.clone() for name, weight in model.state_dict().items()}
+        losses = fit(model, lambda _: Batch(text[:, :-1], text[:, 1:]), steps=40, learning_rate=3e-2, progress=False)
+        drop[trained] = losses["loss"][0] - losses["loss"][-1]
+        new = {f"{part.name}.graft.{name}" for part in grafts for name in part.state_dict() if name.endswith(trained)}
+        assert {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])} == new
+    assert drop[""] > 0.4 > 0.2 > drop["alpha"] > 0  # nats: 1.0 against 0.14 in Llama, 0.7 against 0.03 in GPT-2
 
 
 def test_alpha_has_a_group_of_its_own() -> None:

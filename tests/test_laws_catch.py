@@ -112,6 +112,15 @@ class CacheGrowsForEver(CausalAttention):
         return y, after._replace(key=grown)
 
 
+class KeepsTheChunkAlive(CausalAttention):
+    """The window is a view of the chunk's keys: as small as it should be, and all of the chunk stays in memory."""
+
+    def advance(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        y, after = super().advance(x, state)
+        chunk = torch.cat([after.key.new_zeros(*after.key.shape[:2], x.shape[1], after.key.shape[3]), after.key], dim=2)
+        return y, after._replace(key=chunk[:, :, x.shape[1] :])
+
+
 class StateInHalfPrecision(CausalAttention):
     def advance(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         y, after = super().advance(x, state)
@@ -176,6 +185,7 @@ PLANTED: list[tuple[str, type[CausalAttention], Memory]] = [
     ("rows", GatePoolsOverTheSegment, CHUNK),
     ("saved", HalfSavedState, CHUNK),
     ("size", CacheGrowsForEver, WINDOW),
+    ("size", KeepsTheChunkAlive, WINDOW),
     ("numbers", StateInHalfPrecision, CHUNK),
     ("numbers", DividesByTheNorm, CHUNK),
     ("arguments", IgnoresItsWindow, CHUNK),
