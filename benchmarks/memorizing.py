@@ -19,6 +19,7 @@ from torch.nn.functional import normalize
 
 from benchmarks.timing import Row, ratio
 from memcourse.memorizing import pick, search
+from memcourse.threads import one_thread
 
 HEADS, TIME, DIM, K = 8, 64, 64, 32
 SAME_RECALL = 0.99
@@ -32,7 +33,9 @@ def rows() -> Iterator[Row]:
         yield Row(what, f"not installed: {', '.join(missing)}", "left out", True)
         return
     for n_memories, limit in ((8192, 1.5), (65_536, None)):
-        yield from against_the_peer(n_memories, limit)
+        with one_thread():  # both: on a machine that does something else too, a second one is waited for
+            found = list(against_the_peer(n_memories, limit))
+        yield from found
 
 
 def drawn(n: int) -> Tensor:
@@ -40,8 +43,10 @@ def drawn(n: int) -> Tensor:
 
 
 def against_the_peer(n_memories: int, limit: float | None) -> Iterator[Row]:
+    import faiss
     from memorizing_transformers_pytorch.knn_memory import KNNMemory
 
+    faiss.omp_set_num_threads(torch.get_num_threads())
     keys, values = drawn(n_memories), drawn(n_memories)
     query = normalize(keys[torch.randint(n_memories, (HEADS * TIME,))] + 0.1 * torch.randn(HEADS * TIME, DIM), dim=-1)
     query = query.view(1, HEADS, TIME, DIM)
@@ -75,7 +80,7 @@ def against_the_peer(n_memories: int, limit: float | None) -> Iterator[Row]:
 
 def _row(n_memories: int, recall: float, width: int, faster: float, limit: float | None) -> Row:
     what = (
-        f"Memorizing attention's search, {K} of {n_memories:,} memories for {HEADS * TIME} queries on cpu, recall 1: "
+        f"Memorizing attention's search, one thread, {K} of {n_memories:,} memories for {HEADS * TIME} queries, all found: "
         f"time of memorizing-transformers-pytorch, its graph searched at width {width}, recall {recall:.2f} / ours"
     )
     return Row(what, f"{faster:.2f}x", f"at least {limit}x" if limit else "reported", not limit or faster >= limit)
