@@ -80,7 +80,7 @@ def against_the_peer(n_memories: int, limit: float | None) -> Iterator[Row]:
 
 def _row(n_memories: int, recall: float, width: int, faster: float, limit: float | None) -> Row:
     what = (
-        f"Memorizing attention's search, one thread, {K} of {n_memories:,} memories for {HEADS * TIME} queries, all found: "
+        f"Memorizing attention's search, one thread, {K} of {n_memories:,} memories for {HEADS * TIME} queries: "
         f"time of memorizing-transformers-pytorch, its graph searched at width {width}, recall {recall:.2f} / ours"
     )
     return Row(what, f"{faster:.2f}x", f"at least {limit}x" if limit else "reported", not limit or faster >= limit)
