@@ -34,7 +34,7 @@ bench: environment ## measure speed and memory against peers, which it installs
 	$(RUN) -m pip install --no-deps --quiet -r benchmarks/peers.txt
 	$(RUN) -m benchmarks
 
-reproduce: environment ## train the bundled model and run every experiment again (an hour)
+reproduce: environment ## train the bundled model and run every experiment again (about three hours)
 	@$(RUN) experiments/bundled_model.py
 	@set -e; for experiment in experiments/[0-9][0-9]_*.py; do echo "$$experiment"; $(RUN) "$$experiment"; done
 	@$(RUN) experiments/readme_figure.py

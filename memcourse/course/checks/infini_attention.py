@@ -23,7 +23,8 @@ READ_THEN_WRITE = Exercise(
 One segment of L tokens comes to a head whose memory is a matrix $M$ and a normalizer $z$. Its queries read what the
 segments before have left, $\\sigma(Q)\\,M / (\\sigma(Q)\\,z)$; then its keys and values are written by the linear
 rule, $M \\leftarrow M + \\sigma(K)^\\top V$ and $z \\leftarrow z + \\sum_t \\sigma(K_t)$, with
-$\\sigma(x) = \\mathrm{ELU}(x) + 1$. An empty memory, all zeros, reads 0, and passes a finite gradient. Write it with
+$\\sigma(x) = \\mathrm{ELU}(x) + 1$. An empty memory, all zeros, reads 0, and no gradient through
+that read is NaN or infinite. Write it with
 torch alone: the library's own functions are not accepted.""",
     stub='''\
 def read_then_write(query, key, value, memory, normalizer):
@@ -156,10 +157,12 @@ GATE_GROUPS = Exercise(
     question="""\
 `train_student` above trains an `InfiniAttention` whose gates begin at 0.5 to be one whose gates are at 0.95 and 0.05,
 with AdamW and the parameter groups of the stub. The loss falls, and the gates stay at 0.5: so it was in a public
-reproduction of this method. A gate is $\\sigma(\\beta)$, and AdamW moves a number such as $\\beta$ by about its
+reproduction of this method. A gate is $\\mathrm{sigmoid}(\\beta)$, the logistic
+function and not this chapter's $\\sigma$, and AdamW moves a number such as $\\beta$ by about its
 learning rate at each step, however large its gradient is; to go from 0.5 to 0.95, $\\beta$ must travel 3. How far can
 it go here? Repair the groups, so that gates can go as far as 10 in the steps there are, at a constant rate (5 to 20
-is accepted), and nothing pulls them back.""",
+is accepted), and nothing pulls them back. This is not the `rate: 10.0` of the library, which is ten times the learning
+rate, whatever the number of steps.""",
     stub='''\
 def gate_groups(model, learning_rate, weight_decay, steps):
     """Parameter groups for AdamW: gates have a rate of their own and no decay, all others learning_rate, weight_decay.
@@ -250,7 +253,7 @@ grid more or less is accepted):
 - `linear, rewritten` and `delta, rewritten`: d = 64 and scale 4 with rounds = 4, where all pairs are written, and then
   all keys again with new values, four times in all""",
     stub="""\
-# Plain numbers, read off your curves: what a call computes is not carried to the grader.
+# Plain numbers, read off your curves: write the six by hand, as 8 and not as a call that finds 8.
 # A dict with the six keys "linear", "delta", "linear, d = 16", "linear, scale 1", "linear, rewritten",
 # "delta, rewritten".
 most_pairs = None""",
@@ -291,7 +294,8 @@ def memorizing_read(query, key, value, valid, k, local, gate):
     """sigmoid(gate) * top-k attention over the memory + (1 - sigmoid(gate)) * local.
 
     query: (B, H, T, d), key: (B, H, C, d), value: (B, H, C, v), local: (B, H, T, v), gate: (H,), one number a head.
-    valid: (B, C), True where a row's entry holds something.  What stands in the others is left over: it counts nothing.
+    valid: (B, C), True where a row's entry holds something.  The others hold what was left over, finite numbers that
+    count nothing.
     k: how many entries each query attends to, 1 or more: those with the largest q . k, by a softmax over them alone.
     Where fewer than k are valid (k may be above C), all valid ones; where none is, the memory reads 0.
     -> (B, H, T, v).  Gradients flow to query, local and gate, and not to key and value.

@@ -67,6 +67,7 @@ def over_the_queries(features: Tensor, memory: Tensor, normalizer: Tensor) -> Te
 
 LIBRARY = "the library's own function does what you are asked to write: use torch alone"
 RELU = "sigma is ReLU here: sigma(x) = ELU(x) + 1 is e^x below 0, never 0, and x + 1 above"
+SIGMOID = "sigma is the logistic function here, torch.sigmoid: in this chapter sigma(x) = ELU(x) + 1"
 ELU = "sigma lacks its + 1: ELU alone is negative below 0, and sigma(q) z can then be 0 or negative"
 NO_SIGMA = "sigma is missing: queries and keys go through ELU + 1 before they meet the memory"
 EXP = "sigma is exp here: ELU(x) + 1 is e^x below 0, and x + 1 above"
@@ -136,6 +137,7 @@ READ_THEN_WRITE = (
     ),
     Mistake(RELU, segment(sigma=torch.relu)),
     Mistake(ELU, segment(sigma=F.elu)),
+    Mistake(SIGMOID, segment(sigma=torch.sigmoid)),
     Mistake(NO_SIGMA, segment(sigma=lambda x: x)),
     Mistake("sigma is missing on the keys: they need it as the queries do", segment(sigma_of_key=lambda x: x)),
     Mistake(EXP, segment(sigma=torch.exp)),
@@ -251,6 +253,7 @@ DELTA_WRITE = (
     Mistake(ONE_SUM, delta(known=one_sum_for_all)),
     Mistake(RELU, delta(sigma=torch.relu)),
     Mistake(ELU, delta(sigma=F.elu)),
+    Mistake(SIGMOID, delta(sigma=torch.sigmoid)),
     Mistake(NO_SIGMA, delta(sigma=lambda x: x)),
     Mistake(EXP, delta(sigma=torch.exp)),
     Mistake(SOFTMAX, delta(sigma=lambda x: x.softmax(dim=-1))),
@@ -490,6 +493,11 @@ SHORT = (
     "steps is the whole way"
 )
 
+FIXED = (
+    "AdamW moves a number by about its learning rate at each step, so rate times steps is the whole way. A fixed rate, "
+    "or a fixed multiple of learning_rate, suits one number of steps; with others the gates go too little or too far"
+)
+
 GATE_GROUPS = (
     Mistake(
         "the gates stand in the group of all others: at that rate they go nowhere, and decay pulls them back to 0.5",
@@ -499,13 +507,14 @@ GATE_GROUPS = (
         "the gates do not decay now, but their rate is still that of the others: they cannot travel", no_decay_alone
     ),
     *(
-        Mistake(f"{SHORT}. A fixed factor suits one number of steps, and not another", groups(rate=rate))
+        Mistake(FIXED, groups(rate=rate))
         for rate in (
             lambda learning_rate, steps: 10 * learning_rate,
             lambda learning_rate, steps: 100 * learning_rate,
             lambda learning_rate, steps: 1000 * learning_rate,
             lambda learning_rate, steps: 0.01,
             lambda learning_rate, steps: 0.1,
+            lambda learning_rate, steps: 0.25,
         )
     ),
     *(Mistake(SHORT, groups(rate=lambda rate, steps, way=way: way / steps)) for way in (1.0, 2.0, 3.0)),  # type: ignore[misc]
@@ -681,6 +690,10 @@ NEXT_TOKEN = (
         streaming(kept=lambda keys, values: (keys[:, :, 1:], values[:, :, 1:])),
     ),
     Mistake(
+        "the segment closes one token late: it closes when the token that has just come fills it to segment_len",
+        streaming(closes=lambda n_open, segment_len: n_open > segment_len),
+    ),
+    Mistake(
         "the segment closes one token early: n_open == segment_len once the token is in the buffer",
         streaming(closes=lambda n_open, segment_len: n_open >= max(1, segment_len - 1)),
     ),
@@ -832,6 +845,16 @@ def masked_too_late(
     return share * (weights @ value.detach()) + (1 - share) * local
 
 
+def empty_rows_alone(mask: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    """A row whose memory is empty reads 0; empty entries of other rows are treated as `mask` does."""
+
+    def step(query: Tensor, key: Tensor, value: Tensor, valid: Tensor, *rest: Any) -> Any:
+        some = valid.any(dim=1)[:, None, None, None]
+        return memorizing(mask=mask)(query, key, value * some, valid, *rest)
+
+    return step
+
+
 def a_low_number(scores: Tensor, valid: Tensor) -> Tensor:
     return scores.masked_fill(~valid[:, None, None], -1e9)
 
@@ -869,12 +892,20 @@ MEMORIZING_READ = (
         memorizing(mask=lambda scores, valid: scores),
     ),
     Mistake(
+        "empty entries are read: what stands there is left over from before, so their scores are -inf",
+        empty_rows_alone(lambda scores, valid: scores),
+    ),
+    Mistake(
         "empty entries take places among the k best, and are only then left out: mask first, then choose",
         masked_too_late,
     ),
     Mistake(
         "empty entries have the score 0, and 0 is better than any negative score: they need -inf",
         memorizing(mask=lambda scores, valid: scores * valid[:, None, None]),
+    ),
+    Mistake(
+        "empty entries have the score 0, and 0 is better than any negative score: they need -inf",
+        empty_rows_alone(lambda scores, valid: scores * valid[:, None, None]),
     ),
     Mistake(
         "a row whose memory is empty reads the mean of what stands there: an empty memory reads 0",

@@ -209,6 +209,7 @@ def all_segments_without_the_library(answer: Any) -> None:
 
 Shapes = dict[str, tuple[int, ...]]
 LEAST_TRAVEL, MOST_TRAVEL = 5.0, 20.0
+FAR_ENOUGH = "5 to 20 in all"
 
 
 def gate_cases() -> list[tuple[Any, ...]]:
@@ -248,11 +249,14 @@ def groups_probe(answer: Any, parameters: Shapes, learning_rate: float, weight_d
     if isinstance(groups, torch.optim.Optimizer):
         raise Wrong("the groups are asked, a list of dicts, and not the optimizer that is made of them")
     groups = list(groups) if isinstance(groups, list | tuple) else groups
-    well_formed = isinstance(groups, list) and all(
-        isinstance(group, Mapping) and {"params", "lr", "weight_decay"} <= group.keys() for group in groups
-    )
-    if not well_formed:
+    if not (isinstance(groups, list) and all(isinstance(group, Mapping) for group in groups)):
         raise Wrong('the groups should be a list of dicts, each with the keys "params", "lr" and "weight_decay"')
+    for number, group in enumerate(groups):
+        if missing := [key for key in ("params", "lr", "weight_decay") if key not in group]:
+            raise Wrong(
+                f'group {number} lacks {" and ".join(missing)}: each group should have the keys "params", "lr" and '
+                '"weight_decay"'
+            )
     found: dict[str, str] = {}
     for name, parameter in module.named_parameters():
         own = [group for group in groups if any(p is parameter for p in list(group["params"]))]
@@ -270,12 +274,15 @@ def said(gate: bool, rate: float, decay: float, learning_rate: float, weight_dec
         rates = "learning_rate" if math.isclose(rate, learning_rate) else f"the rate {rate:.3g}"
         return f"{rates}, {'weight_decay' if math.isclose(decay, weight_decay) else f'decay {decay:.3g}'}"
     travel = rate * steps * (1 + 1e-9)
-    far = "far enough" if LEAST_TRAVEL <= travel <= MOST_TRAVEL * (1 + 1e-6) else f"by about {travel:.2g} in all"
+    if travel < LEAST_TRAVEL:
+        far = f"about {travel:.2g} in all, too little"
+    else:
+        far = FAR_ENOUGH if travel <= MOST_TRAVEL * (1 + 1e-6) else f"about {travel:.4g} in all, too far"
     return f"can travel {far}, {'no decay' if decay == 0 else f'decay {decay:.3g}'}"
 
 
 def groups_oracle(parameters: Shapes, learning_rate: float, weight_decay: float, steps: int) -> dict[str, str]:
-    plain, gate = "learning_rate, weight_decay", "can travel far enough, no decay"
+    plain, gate = "learning_rate, weight_decay", f"can travel {FAR_ENOUGH}, no decay"
     return {name: gate if is_gate(name) else plain for name in make_parameter_names(parameters)}
 
 

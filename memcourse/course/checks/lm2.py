@@ -20,13 +20,14 @@ PREDICTED_BANK = Exercise(
     difficulty="easy",
     question="""\
 Seven numbers about a bank of slots, $M_s = g_f \\odot M_{s-1} + g_{in} \\odot \\tanh(C)$, with one update at the end of
-each segment $s$. Predict them with pencil and paper before you run anything (2 % is near enough).""",
+each segment $s$. Predict them with pencil and paper before you run anything (2.5 % is near enough).""",
     stub="""\
 # A dict of seven numbers; sigmoid(x) = 1 / (1 + exp(-x)), exp(-1) = 0.37, exp(-4) = 0.018, ln 2 = 0.69:
 #   "half_life"        g_f = sigmoid(4), g_in = 0: the number of segments after which half of a slot is left
+#                      (a whole number or not: near enough is enough; take 1 - g_f = 0.018)
 #   "two_later"        g_f = sigmoid(1), g_in = 0: the share of a slot that is left after two segments
 #   "bound"            g_f = 0.9 and g_in = 1 in every segment: the size that no entry of M exceeds, if M_0 = 0
-#   "closes_at"        as printed, the read is g_out * M; g_out is (T, 5) and M (7, 5): the T > 1 at which it runs
+#   "closes_at"        as printed, the read is g_out * M; g_out is (T, 5), M is (7, 5): the T > 1 at which that runs
 #   "different_slots"  8 slots begin as one and the same vector: the number of different vectors among those of M_20
 #   "first_reader"     a fact stands in segment 3: the first segment whose tokens can read it in the bank
 #   "moved"            a faulty LM2: its input gate is the mean over the segment's 16 tokens, and the segment reads what
@@ -46,7 +47,7 @@ predicted_bank = None  # {"half_life": ..., "two_later": ..., ...}""",
     probe=itself,
     oracle=oracles.predictions,
     mistakes=mistakes.PREDICTED_BANK,
-    tolerance=0.02,
+    tolerance=0.025,  # so that 39, the first whole segment with less than half, is right too
 )
 
 UPDATE_BANK = Exercise(
@@ -167,9 +168,9 @@ BANK_LAYER = Exercise(
     question="""\
 A plausible LM2 layer (its memory alone, one head, no norm, no self-attention, no feed-forward), with four faults. Two
 let a token see what comes after it: the loss falls well in training, and generation fails. One takes an unfinished
-segment for a finished one. One leaves every number right, and lets nothing be learned. Repair it until it does what
-the docstring says. The nine layers keep their names and shapes, so that the check can set them; nothing is wrong in
-`__init__` or `attend`.""",
+segment for a finished one. One leaves every number right, and lets no segment be taught by a later one. Repair it
+until it does what the docstring says. The nine layers keep their names and shapes, so that the check can set them;
+nothing is wrong in `__init__` or `attend`.""",
     stub='''\
 class BankLayer(nn.Module):
     """Each token reads the bank; each segment, once it has ended, is written to it.

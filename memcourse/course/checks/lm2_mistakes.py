@@ -46,6 +46,12 @@ ONE_BY_ONE = (
         math.log(2) / 4,
         "`half_life` takes the bias for the rate of forgetting: what goes in each segment is 1 - sigmoid(4) = 0.018",
     ),
+    (
+        "half_life",
+        math.log(2) / -math.log(0.98),
+        "`half_life` takes 0.98 for sigmoid(4): it is 0.982, and so near to 1 the third digit counts. What goes in "
+        "each segment is 0.018",
+    ),
     ("two_later", 1 / 1.37, "`two_later` is what one segment leaves, and two are asked"),
     (
         "two_later",
@@ -467,7 +473,8 @@ def causal(scores: Tensor, d: int, D: int) -> Tensor:
 
 SLOTS_QUERY_SEGMENT = (
     Mistake(
-        "it is the tokens that ask here, as in the read: one row for each slot is wanted, so the queries are M U_q",
+        "in your answer the tokens ask, as in the read: here the slots ask, one row for each slot is wanted, and the "
+        "queries are M U_q",
         heads(without_gate, exchanged=True),
     ),
     Mistake(
