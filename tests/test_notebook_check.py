@@ -295,6 +295,11 @@ def test_importing_the_course_brings_in_no_pytest_and_no_matplotlib():
 # in a real kernel
 
 
+def _whole(texts):
+    """The texts of a cell as one: a busy kernel sends a line and its end apart."""
+    return ["".join(texts)] if texts and all(isinstance(text, str) for text in texts) else texts
+
+
 def test_in_a_jupyter_kernel(copy):
     cells = [
         "from memcourse.course import check, hint, setup\ndevice = setup('0.1.0', seed=0)",
@@ -314,7 +319,7 @@ def test_in_a_jupyter_kernel(copy):
         document, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(copy / "exercises")}}
     )
     client.execute()
-    texts = [[output.get("text", output) for output in cell.outputs] for cell in document.cells]
+    texts = [_whole([output.get("text", output) for output in cell.outputs]) for cell in document.cells]
     passed = (
         "1.2 attention_weights: checks passed (2 of 2 points)\n  passed: type, shape, dtype, finite, values, gradient, "
     )

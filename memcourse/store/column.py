@@ -63,8 +63,12 @@ class Column:
         path, n = folder / self.file, self.count * math.prod(self.shape)
         if n == 0:
             return torch.empty(self.count, *self.shape, dtype=self.dtype)
-        path.stat()  # a file that is not there: the error that says so
-        return torch.from_file(str(path), shared=False, size=n, dtype=self.dtype).view(-1, *self.shape)
+        try:
+            rows = torch.from_file(str(path), shared=False, size=n, dtype=self.dtype)
+        except RuntimeError:
+            path.stat()  # a file that a writer has taken away: the error that says so
+            raise
+        return rows.view(-1, *self.shape)
 
     def described(self) -> dict[str, Any]:
         """What the manifest says of it."""
