@@ -204,7 +204,7 @@ def text_figure(found: Mapping[str, Any], *, title: str = "Four of them on real 
     left.axhline(100 * babi["chance"], color="#777777", linestyle=":", linewidth=1.2)
     left.axvspan(segment * babi["trained"][0], segment * babi["trained"][1], color="#eeeeee", zorder=0)
     right.axvspan(*books["trained"], color="#eeeeee", zorder=0)
-    left.set(xlabel="words (grey: lengths of training)", ylabel="percent right", ylim=(0, 102))
+    left.set(xlabel="words (shaded: lengths of training)", ylabel="percent right", ylim=(0, 102))
     right.set(xlabel="place in the passage, up to this token", ylabel="perplexity per token")
     left.set_title("a fact of bAbI in prose", fontsize=10)
     right.set_title("books", fontsize=10)

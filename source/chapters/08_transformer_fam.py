@@ -166,6 +166,8 @@ print("feedback of block 3 sees:", sorted(sees["F", 3]))
 # **Feedback.** The same weights, other keys, and the old feedback carried along:
 #
 # $$A^F = F_{\tau-1} + \mathrm{attend}\big(Q^F,\; [K^F; K_\tau],\; [V^F; V_\tau]\big)\, W^O \qquad F_\tau = A^F + \mathrm{ff}(\mathrm{norm}(A^F))$$
+#
+# In the first block $A^F$ has no residual: what was read stands alone there.
 
 
 # %%
@@ -542,16 +544,16 @@ print("full attention's state after 4,096 tokens holds that of FAM at least 500 
 # Nobody wins everywhere. What each design buys, and what it costs:
 #
 # - **Window.** The price of nothing: what is farther than depth x window is a guess, on every task that asks for it. All that follows is measured against this.
-# - **Full attention.** Everything that fits into the training length, at once and for certain: all pairs at any number of them. It pays with a state that grows with every token, and it is *not* the best at long distance: the key is still in its cache at 4,096 tokens, and it is no longer found.
+# - **Full attention.** All pairs at any number of them, and the passkey at the lengths of training and well beyond (only copying four symbols in their order is beyond it, as it is for all). It pays with a state that grows with every token, and it is *not* the best at long distance: the key is still in its cache at 4,096 tokens, and it is no longer found.
 #   Keeping is not finding.
 # - **Gated.** The smallest state of all, and overwriting is what it is made for. It cannot bind: with two pairs or more it knows which values were shown and not which key each belongs to.
 # - **Key-value.** The slots of chapter 02, read and written by address, keep the passkey to 256 segments in every seed, overwrite without error, and are never far from the best: the strongest of the small states in this arena. It pays in time: its recurrence takes one step a token.
 # - **RMT.** A few vectors from top to bottom, good at overwriting. It learns late or not at all: on recall and copy it stays at a guess in every seed at the learning rate of the others, and some seeds do so at a smaller one. Its seeds differ widely.
 # - **LM2.** A bank that learns to keep one thing for as long as it was trained to, and loses it soon after.
-# - **Infini-attention.** As many pairs as a matrix can tell apart, far beyond the training length. It adds rather than replaces, and flip-flop, which asks for replacing, is where it errs even in the setting that it was trained in.
-# - **Memorizing.** On recall and passkey as good as full attention as far back as its ring reaches (512 tokens here, 32 segments), and hardly better than a guess after that. The largest state of fixed size, by far.
+# - **Infini-attention.** Many pairs, and one number kept far beyond the training length, in a few kilobytes. Flip-flop, which asks for replacing, is where both rules err even in the setting that they were trained in: the linear rule only adds, and the delta rule replaces exactly the first time only (chapter 07).
+# - **Memorizing.** On recall and passkey as good as full attention as far back as its ring reaches (512 tokens here, 32 segments), and after that at a guess or below. The largest state of fixed size, by far.
 # - **FAM.** Near the front on passkey and flip-flop with a state of a few kilobytes, in the middle on recall. On copy it is at a guess at the learning rate of the others, and close to the best at one of its own: a memory that fails may only have been trained too fast. The feedback must be computed block after block, and that is what its training speed shows.
-# - **Hybrid** (one gated layer, one layer of window). Cheap and quick to train. It recalls what its gated layer recalls, since its attention sees 16 tokens: a hybrid is as good as the part that does the remembering.
+# - **Hybrid** (one gated layer, one layer of window). Cheap and quick to train. It recalls what its gated layer recalls, since its attention sees 16 tokens: on recall a hybrid is as good as the part that does the remembering. On the passkey it holds on longer than the gated memory alone.
 #
 # One level comes back again and again: about 57, 41 and 32 percent at 2, 4 and 8 pairs, and the same on copy. It is what a model reaches that knows *which* values were there and not which belongs where. Storing is learned first, and binding later, or never.
 
@@ -585,7 +587,7 @@ for name, scores in books["contestants"].items():
 # - **Random State Passing.** The paper starts most training texts from the feedback of another one, so that training texts count as a continuation. In small trials before this experiment it learned nothing from scratch, and did harm when it was switched on later. A varying number of blocks did what it was meant to do, and all contestants are trained that way.
 # - **RMT.** With a curriculum up to 16,000 tokens it was reported to answer at millions. Trained to 128 tokens it is perfect at twice that in nearly every seed, and not at 8 times. On recall and copy it stayed at a guess at the arena's learning rate, so it was given a rate of its own (below; marked in the figure): some seeds then learned, and not all.
 # - **Infini-attention.** The paper's delta rule is at least as good as the linear one on the passkey. Here the linear rule is not behind on the passkey, and ahead on recall. The gates, which did not move in a public reproduction, have a learning rate of their own (chapter 07), and do.
-# - **LM2.** Its paper puts it above RMT. Here it is ahead on copy, and on recall, flip-flop and the far passkey the two lie close to each other. Our bank is an adaptation (chapter 06), and both are far smaller than the paper's.
+# - **LM2.** Its paper puts it above RMT. Here it is ahead on copy, behind on the far passkey, and close to RMT's second try on recall. Our bank is an adaptation (chapter 06), and both are far smaller than the paper's.
 # - **Transformers err sporadically on flip-flop**, while recurrent networks extrapolate (Liu et al.): this one holds. No seed of full attention is free of errors where writes are rare.
 
 # %%
@@ -628,7 +630,7 @@ for name, right in lost.items():
 #
 # **The feed-forward is not needed for this.** The paper says that it is essential, and for its tasks it may be. To hold one number over filler, copying is enough. We show it because it did not come out as expected.
 #
-# **A fixed number of blocks** gives the oddest of the three: the model is right at four blocks, and worse at more *and* at one, which needs no memory at all. It has learned to answer from feedback of a certain age. Nothing in the loss told it otherwise. Varying the number in training is the cheapest cure in this course.
+# **A fixed number of blocks** gives the oddest of the three: the model is right at four blocks and near them, worse at 24 *and* a guess at one, which needs no memory at all. It has learned to answer at that distance. Nothing in the loss told it otherwise. Varying the number in training is the cheapest cure in this course.
 #
 
 # ## Add your own memory to the arena
@@ -681,7 +683,7 @@ for name, result in short.items():
 
 # %% [markdown]
 # An average that fades gets through what it was trained on: the bit last written is, most of the time, also the one with the largest weight. Where writes are rare it has faded, and where they are many the old ones are still in the average. It has a way to forget, and no say in when. That is the sentence this course began with: a memory is an address, a read, a write
-# and a way to forget, and this one has two of the four.
+# and a way to forget, and this one lacks the first, and cannot choose about the last.
 #
 # For the whole table with your row in it, put the line into `memcourse/course/arena.py` and run `python experiments/08_transformer_fam.py`: only what is new is computed.
 #

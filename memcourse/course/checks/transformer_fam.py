@@ -27,7 +27,7 @@ block, are counted from 1. A token looks at itself too.""",
 #   "keys"           the number of keys that the third token of block 7 looks at
 #   "first_keys"     the same for the third token of block 1
 #   "feedback_keys"  the number of keys that a feedback vector looks at, when block 7 has ended
-#   "state"          the number of floating-point numbers in the state of one row, when block 7 has ended
+#   "state"          the numbers in the state of one row when block 7 has ended: feedback, past keys and past values
 # Of a stack of layers:
 #   "window_reach"   3 layers, each a window of 16 tokens (a token and the 15 before it), no memory: how many tokens
 #                    back the farthest token stands that can reach an output (1: the token before the output's own)

@@ -46,7 +46,7 @@ ONE_BY_ONE = (
         "`feedback_keys` counts the past block: the feedback looks at itself and at the block that has ended",
     ),
     ("feedback_keys", 10.0, "`feedback_keys` counts past block or tokens twice: it is the feedback and one block"),
-    ("state", 84.0, "`state` counts keys or values of the past block: both are kept"),
+    ("state", 84.0, "`state` counts one tensor of the past block: the library keeps its keys and its values"),
     ("state", 24.0, "`state` leaves the past block out: its keys and values are kept for the next block"),
     ("state", 120.0, "`state` leaves the feedback out"),
     (

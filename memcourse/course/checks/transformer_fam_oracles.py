@@ -641,7 +641,9 @@ def what_was_early_can_still_be_read_late(answer: Any) -> None:
     changed[:, :8] += random(7, B_MINE, 8, D_MINE)
     moved = (layer(changed)[0][:, -1] - layer(x)[0][:, -1]).abs().max()
     if moved <= 1e-7:
-        raise Wrong("the first 8 of 16 tokens were changed, and the last output did not move: this remembers nothing")
+        raise Wrong(
+            "the first 8 of 16 tokens were changed, and the last output did not move: this forgets within 8 tokens"
+        )
 
 
 def the_gradient_reaches_an_earlier_chunk(answer: Any) -> None:
