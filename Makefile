@@ -1,6 +1,7 @@
 # Everything runs in .venv, made on first use; it need not be activated.
 PYTHON ?= python3
 RUN := .venv/bin/python
+WORKERS ?= logical
 
 ifdef MEMCOURSE_DATA  # notebooks run in folders of their own, so a relative path is made absolute here
 export override MEMCOURSE_DATA := $(if $(filter /%,$(MEMCOURSE_DATA)),,$(CURDIR)/)$(MEMCOURSE_DATA)
@@ -19,7 +20,7 @@ test: environment ## style, types, tests and notebooks (minutes)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy memcourse
-	$(RUN) -m pytest -n logical --maxprocesses 4 --dist worksteal tests
+	$(RUN) -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal tests
 	MEMCOURSE_SHAPE_CHECKS=0 $(RUN) -m pytest tests/bad_input
 	$(RUN) -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 120 chapters solutions
 	$(RUN) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 120 exercises

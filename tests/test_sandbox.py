@@ -55,6 +55,9 @@ def nothing_else(tmp_path, monkeypatch, capfd):
     assert capfd.readouterr() == ("", "")
     assert without_pytest(os.environ) == environment
     if sys.platform == "linux":
+        until = time.monotonic() + 5  # what was killed may take a moment to end
+        while living_in(temporary) and time.monotonic() < until:
+            time.sleep(0.05)
         assert living_in(temporary) == []
 
 
