@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import nbformat
@@ -196,6 +197,16 @@ def test_a_cell_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     notebook = new_notebook(cells=[new_markdown_cell("# Toy"), new_code_cell(cell)])
     with pytest.raises(build.BuildError, match=message):
         build.execute(notebook, tmp_path, lambda cell, of: None)
+
+
+@pytest.mark.parametrize("ending", ["pass", "1 / 0", "while True:\n    pass"], ids=["ends", "raises", "loops"])
+def test_no_kernel_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+    monkeypatch.setattr(build, "SECONDS_A_CELL", 2)
+    cell = f"import os, pathlib\npathlib.Path('number').write_text(str(os.getpid()))\n{ending}"
+    with nullcontext() if ending == "pass" else pytest.raises(build.BuildError):
+        build.execute(new_notebook(cells=[new_code_cell(cell)]), tmp_path, lambda cell, of: None)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "number").read_text()), 0)
 
 
 def test_a_notebook_runs_in_its_folder_with_this_python_and_gains_no_metadata(tmp_path: Path) -> None:

@@ -201,6 +201,7 @@ def execute(notebook: NotebookNode, folder: Path, on_cell: Callable[[int, int], 
         executed,
         km=AsyncKernelManager(kernel_name="python3", kernel_spec_manager=_ThisInterpreter()),
         timeout=SECONDS_A_CELL,
+        shutdown_kernel="immediate",  # one that loops hears no request
         resources={"metadata": {"path": str(folder)}},
         record_timing=False,
         coalesce_streams=True,
@@ -208,7 +209,7 @@ def execute(notebook: NotebookNode, folder: Path, on_cell: Callable[[int, int], 
     )
     try:
         # The kernel's own warnings go nowhere; what a cell writes on stderr is one of its outputs.
-        client.execute(env=kernel_environment(), stderr=subprocess.DEVNULL)
+        client.execute(cleanup_kc=True, env=kernel_environment(), stderr=subprocess.DEVNULL)
     except CellExecutionError as error:
         fault = f"failed:\n{Text.from_ansi(error.traceback).plain}"
     except CellTimeoutError:
