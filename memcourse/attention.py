@@ -158,6 +158,14 @@ class Heads(nn.Module):
         return self.output(rearrange(read, "b h t d -> b t (h d)"))
 
 
+def rotary_heads(d_model: int, n_heads: int) -> Heads:
+    """`Heads` of an even width, which rotary positions need.  Raises ValueError for any other."""
+    heads = Heads(d_model, n_heads)
+    even = (d_model // n_heads) % 2 == 0
+    require(even, "d_model", d_model, f"n_heads={n_heads} times an even width, which rotary positions need")
+    return heads
+
+
 class MultiHeadAttention(nn.Module):
     """n_heads attentions side by side: head_h = attend(x Wq_h, y Wk_h, y Wv_h), output [head_1 ... head_H] Wo.
 
@@ -211,13 +219,23 @@ def rotate(x: Float[Tensor, "batch heads time d_head"], position: Int[Tensor, "#
     float64 from an integer position, so that a stream may be as long as it likes.
     Source: Su et al., RoFormer, 2021, arXiv:2104.09864, section 3.2.2.
     """
+    cos, sin = rotary_turn(position[:, None], x)  # (B, 1, T, d/2)
+    return turn(x, cos, sin)
+
+
+def rotary_turn(position: Int[Tensor, "*places"], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of every position's angles, for vectors like those of x: (...) -> 2 x (..., d/2)."""
     half = x.shape[-1] // 2
     where = torch.device("cpu") if x.device.type == "mps" else x.device  # mps has no float64
     frequency = 10_000.0 ** (-torch.arange(half, dtype=torch.float64, device=where) / half)
-    angle = position.to(where, torch.float64)[:, None, :, None] * frequency  # (B, 1, T, d/2)
-    cos, sin = angle.cos().to(x), angle.sin().to(x)
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    angle = position.to(where, torch.float64)[..., None] * frequency
+    return angle.cos().to(x), angle.sin().to(x)
+
+
+def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """(a, b) -> (a cos - b sin, b cos + a sin) of the two halves of x."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
 class KeyValueCache(NamedTuple):
@@ -245,9 +263,7 @@ class CausalAttention(SequenceMemory):
         super().__init__()
         require(window is None or window >= 1, "window", window, "None or at least 1 token")
         self.config = {"d_model": d_model, "n_heads": n_heads, "window": window}
-        self.heads = Heads(d_model, n_heads)
-        even = (d_model // n_heads) % 2 == 0
-        require(even, "d_model", d_model, f"n_heads={n_heads} times an even width, which rotary positions need")
+        self.heads = rotary_heads(d_model, n_heads)
 
     def initial_state(
         self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None

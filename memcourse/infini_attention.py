@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from memcourse.attention import Heads
+from memcourse.attention import rotary_heads
 from memcourse.memory import SequenceMemory, require, state_dtype
 from memcourse.segments import attend_in_segments, rotate_in_segments
 
@@ -169,9 +169,7 @@ class InfiniAttention(SequenceMemory):
         require(segment_len >= 1, "segment_len", segment_len, "at least 1 token")
         require(rule in RULES, "rule", repr(rule), f"one of {RULES}")
         self.config = {"d_model": d_model, "n_heads": n_heads, "segment_len": segment_len, "rule": rule}
-        self.heads = Heads(d_model, n_heads)
-        even = (d_model // n_heads) % 2 == 0
-        require(even, "d_model", d_model, f"n_heads={n_heads} times an even width, which rotary positions need")
+        self.heads = rotary_heads(d_model, n_heads)
         self.gate = nn.Parameter(torch.zeros(n_heads))
 
     def initial_state(

@@ -13,7 +13,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from memcourse.attention import Heads, masked_attention, rotate
+from memcourse.attention import Heads, masked_attention, rotary_heads, rotate
 from memcourse.memory import BlockMemory, require, state_dtype
 from memcourse.segments import attend_in_segments, positions_in_segment
 from memcourse.transformer import FeedForward
@@ -92,9 +92,7 @@ class LM2Block(BlockMemory):
             "writes": writes,
         }
         self.norm = nn.RMSNorm(d_model)
-        self.attention = Heads(d_model, n_heads)
-        even = (d_model // n_heads) % 2 == 0
-        require(even, "d_model", d_model, f"n_heads={n_heads} times an even width, which rotary positions need")
+        self.attention = rotary_heads(d_model, n_heads)
         self.read = Heads(d_model, n_heads)
         self.output_gate = nn.Linear(d_model, d_model, bias=False)
         self.feed_forward = FeedForward(d_model)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from memcourse.attention import Heads, masked_softmax
+from memcourse.attention import masked_softmax, rotary_heads
 from memcourse.memory import SequenceMemory, require, state_dtype
 from memcourse.segments import attend_in_segments, rotate_in_segments
 
@@ -119,9 +119,7 @@ class MemorizingAttention(SequenceMemory):
             "capacity": capacity,
             "k": k,
         }
-        self.heads = Heads(d_model, n_heads)
-        even = (d_model // n_heads) % 2 == 0
-        require(even, "d_model", d_model, f"n_heads={n_heads} times an even width, which rotary positions need")
+        self.heads = rotary_heads(d_model, n_heads)
         self.gate = nn.Parameter(torch.zeros(n_heads))
         self.log_scale = nn.Parameter(torch.full((n_heads,), math.log(20.0)))
 

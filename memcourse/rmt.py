@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from memcourse.attention import Heads, rotate
+from memcourse.attention import rotary_heads, rotate
 from memcourse.memory import require, state_dtype
 from memcourse.token_model import TokenModel
 from memcourse.transformer import FeedForward
@@ -37,7 +37,7 @@ class RMTLayer(nn.Module):
     def __init__(self, d_model: int, n_heads: int) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(d_model)
-        self.attention = Heads(d_model, n_heads)
+        self.attention = rotary_heads(d_model, n_heads)
         self.feed_forward = FeedForward(d_model)
 
     def forward(
@@ -87,8 +87,6 @@ class RecurrentMemoryTransformer(TokenModel):
         for name, size in (("n_memory", n_memory), ("segment_len", segment_len)):
             require(size >= 1, name, size, "at least 1")
         self.layers = nn.ModuleList(RMTLayer(d_model, n_heads) for _ in range(n_layers))
-        even = (d_model // n_heads) % 2 == 0
-        require(even, "d_model", d_model, f"n_heads={n_heads} times an even width, which rotary positions need")
         self.norm = nn.RMSNorm(d_model)
         # as large as the rows that follow it, which come out of a norm
         self.initial_memory = nn.Parameter(torch.randn(n_memory, d_model))

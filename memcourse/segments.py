@@ -7,7 +7,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from memcourse.attention import masked_attention
+from memcourse.attention import masked_attention, rotary_turn, turn
 
 
 def positions_in_segment(n_open: int, time: int, segment_len: int, device: torch.device) -> Int[Tensor, "1 time"]:
@@ -53,21 +53,18 @@ def rotate_in_segments(
     x: Float[Tensor, "batch heads time d_head"], n_open: int, segment_len: int
 ) -> Float[Tensor, "batch heads time d_head"]:
     """`attention.rotate` by the places of `positions_in_segment`, with the angles of one segment computed once."""
-    half, T = x.shape[-1] // 2, x.shape[2]
-    where = torch.device("cpu") if x.device.type == "mps" else x.device  # mps has no float64
-    frequency = 10_000.0 ** (-torch.arange(half, dtype=torch.float64, device=where) / half)
-    angle = torch.arange(min(segment_len, n_open + T), dtype=torch.float64, device=where)[:, None] * frequency
+    T = x.shape[2]
+    places = torch.arange(min(segment_len, n_open + T), device=x.device)
     position = positions_in_segment(n_open, T, segment_len, x.device)[0]
-    cos, sin = (part.to(x)[position] for part in (angle.cos(), angle.sin()))  # (T, d/2)
+    cos, sin = (part[position] for part in rotary_turn(places, x))  # (T, d/2)
     if torch.compiler.is_compiling():  # which cannot trace writing into halves, and needs no help with their sums
-        a, b = x.chunk(2, dim=-1)
-        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+        return turn(x, cos, sin)
     turned: Tensor = _Turn.apply(x, cos, sin)
     return turned
 
 
 class _Turn(torch.autograd.Function):
-    """(a, b) -> (a cos - b sin, b cos + a sin) of the two halves of x; its gradient is turned back."""
+    """`attention.turn` without its halves' copies; the gradient is turned back."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

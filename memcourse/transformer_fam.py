@@ -16,7 +16,7 @@ from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from memcourse.attention import Heads, rotate
+from memcourse.attention import rotary_heads, rotate
 from memcourse.memory import BlockMemory, require, state_dtype
 from memcourse.segments import positions_in_segment
 from memcourse.transformer import FeedForward
@@ -67,9 +67,7 @@ class FeedbackBlock(BlockMemory):
             "n_past_blocks": n_past_blocks,
         }
         self.norm = nn.RMSNorm(d_model)
-        self.heads = Heads(d_model, n_heads)
-        even = (d_model // n_heads) % 2 == 0
-        require(even, "d_model", d_model, f"n_heads={n_heads} times an even width, which rotary positions need")
+        self.heads = rotary_heads(d_model, n_heads)
         self.feed_forward = FeedForward(d_model)
         first = nn.Parameter(torch.randn(n_feedback, d_model))
         self.initial_feedback = first if n_feedback else None  # an empty parameter would never get a gradient
