@@ -75,7 +75,12 @@ class Exercise:
 
 @dataclass(frozen=True)
 class Report:
-    """What a check found.  stages: those that passed, in order.  mistake: `says` of the mistake it recognised."""
+    """What a check found.
+
+    stages:  those that passed, in order.   mistake: `says` of the mistake it recognised.
+    picture: what looking shows quicker than reading, where there is such a thing: see memcourse.course.pictures.
+    seconds: how long the answer took, measured outside its process.   level: how it was confined, if it was.
+    """
 
     exercise: str
     name: str
@@ -85,6 +90,9 @@ class Report:
     stages: tuple[str, ...] = ()
     message: str = ""
     mistake: str | None = None
+    picture: dict[str, Any] | None = None
+    seconds: float = 0.0
+    level: str | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

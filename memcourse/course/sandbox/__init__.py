@@ -132,7 +132,7 @@ def _context() -> BaseContext:
 @contextmanager
 def _environment() -> Iterator[None]:
     """What a grading process inherits: this very course, no module from the current folder, no GPU."""
-    home = str(Path(__file__).parents[2])
+    home = str(Path(__file__).parents[3])
     changes = {
         "PYTHONSAFEPATH": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH", "")])),
