@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from textwrap import indent
 from typing import Any, Literal, Self
@@ -46,6 +46,7 @@ class Exercise:
     properties           each takes the answer and raises Wrong(message); its name, with blanks, names its stage.
     gradient             compare autograd's gradient of a fixed random projection of the result, on the smallest case,
                          with central differences of the oracle.
+    variant(seed)        the fields that differ in the variant of one learner (question, stub, oracle, mistakes, ...).
     """
 
     id: str
@@ -66,6 +67,7 @@ class Exercise:
     gradient: bool = True
     tolerance: float = 1e-5
     time_limit: float = 10.0
+    variant: Callable[[int], Mapping[str, Any]] | None = None
 
     @property
     def asks_for_code(self) -> bool:
