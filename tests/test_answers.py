@@ -14,8 +14,9 @@ import nbformat
 import pytest
 
 from memcourse import __version__
-from memcourse.course.answers import NotACourseNotebook, build, collect, read
+from memcourse.course.answers import NotACourseNotebook, collect, read
 from memcourse.course.checks import all_exercises
+from memcourse.course.runner.building import build
 
 
 def built(cells, name):

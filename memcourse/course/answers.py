@@ -14,15 +14,12 @@ from __future__ import annotations
 import ast
 import builtins
 import json
-import linecache
 import re
-import sys
-import types
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from memcourse.course.statements import (
     DOES_NOT_PARSE,
@@ -32,13 +29,11 @@ from memcourse.course.statements import (
     bound,
     definitions,
     fault,
-    file_of,
     text_of,
     without_magics,
 )
 
 ALWAYS_THERE = (frozenset(dir(builtins)) - {"get_ipython", "__IPYTHON__"}) | {"__name__", "display"}
-MODULE = "notebook_answer"  # the module that a rebuilt answer lives in
 
 
 class NotACourseNotebook(ValueError):
@@ -189,21 +184,6 @@ def collect(cells: Sequence[str]) -> Definitions:
     return Definitions(tuple(carried), tuple(not_carried), tuple(unparsed))
 
 
-def build(closure: Sequence[Definition], name: str) -> Any:
-    """Run the definitions in a module of their own and return what they call `name`.
-
-    Each keeps the file name and the line numbers of its cell, so that a traceback shows the learner's own
-    lines.
-    """
-    module = types.ModuleType(MODULE)
-    module.__dict__["display"] = print  # IPython's, for an answer that shows something on its way
-    sys.modules[MODULE] = module  # dataclasses and pickle look a class's module up by its name
-    _remember_lines(closure)
-    for definition in closure:
-        exec(definition.compile(), module.__dict__)
-    return module.__dict__[name]
-
-
 def read(path: str | Path) -> Notebook:
     """Read a notebook of this course. Raises NotACourseNotebook, with a sentence, for any other file."""
     try:
@@ -253,14 +233,3 @@ def read(path: str | Path) -> Notebook:
             f"{path} has no answers in it: it defines none of the names that the exercises ask for."
         )
     return Notebook(cells, version, ours.get("chapter"))
-
-
-def _remember_lines(closure: Sequence[Definition]) -> None:
-    """Put the learner's lines where Python's tracebacks look for them."""
-    lines: dict[str, dict[int, str]] = {}
-    for definition in closure:
-        for offset, text in enumerate(definition.source.split("\n")):
-            lines.setdefault(file_of(definition.cell), {})[definition.line + offset] = text
-    for file, known in lines.items():
-        padded = [known.get(number, "") + "\n" for number in range(1, max(known) + 1)]
-        linecache.cache[file] = (sum(map(len, padded)), None, padded, file)

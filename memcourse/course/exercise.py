@@ -46,6 +46,7 @@ class Exercise:
     properties           each takes the answer and raises Wrong(message); its name, with blanks, names its stage.
     gradient             compare autograd's gradient of a fixed random projection of the result, on the smallest case,
                          with central differences of the oracle.
+    fresh_numbers        grading asks again with other numbers in the cases; not where only chosen ones have one answer.
     variant(seed)        the fields that differ in the variant of one learner (question, stub, oracle, mistakes, ...).
     """
 
@@ -67,6 +68,7 @@ class Exercise:
     gradient: bool = True
     tolerance: float = 1e-5
     time_limit: float = 10.0
+    fresh_numbers: bool = True
     variant: Callable[[int], Mapping[str, Any]] | None = None
 
     @property

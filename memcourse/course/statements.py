@@ -6,10 +6,10 @@ import __future__
 import ast
 import re
 import symtable
-import types
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from memcourse.course.runner.building import compiled
 
 # Calls that a simple constant may hold: they compute in no time and touch nothing. So does everything in `math`.
 SIMPLE_CALLS = frozenset(
@@ -50,13 +50,6 @@ class Definition:
     def extends_its_name(self) -> bool:
         """`import xml.dom` and `import xml.sax` both bind `xml`, and neither replaces the other."""
         return self.source.startswith("import ") and "." in self.source and " as " not in self.source
-
-    def compile(self) -> types.CodeType:
-        """Raises SyntaxError where only the compiler sees a fault, a stray `break` for one."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the notebook has shown them once
-            tree = ast.increment_lineno(ast.parse(self.source), self.line - 1)
-            return compile(tree, file_of(self.cell), "exec", self.flags, dont_inherit=True)
 
 
 @dataclass(frozen=True)
@@ -154,7 +147,7 @@ def definitions(statement: ast.stmt, text: str, cell: int, line: int, future: bo
     elif not _is_definition(statement):
         return
     flags = __future__.annotations.compiler_flag if future else 0
-    Definition((), text, cell, line, flags=flags).compile()
+    compiled(Definition((), text, cell, line, flags=flags))
     prefix = "from __future__ import annotations\n" if future else ""
     eager, deferred, optional = _leaning(symtable.symtable(prefix + text, "notebook", "exec"))
     optional |= _leaning(symtable.symtable(text, "notebook", "exec"))[0] - eager  # postponed annotations
@@ -217,8 +210,3 @@ def _leaning(top: symtable.SymbolTable) -> tuple[frozenset[str], frozenset[str],
 
     visit(top, called_later=False)
     return frozenset(eager), frozenset(deferred), frozenset(optional)
-
-
-def file_of(cell: int) -> str:
-    """The file name of a cell's code."""
-    return f"your notebook, cell {cell}"  # messages show it as it stands

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import linecache
 import re
-import sysconfig
-import traceback
 from collections.abc import Sequence
-from pathlib import Path
-from types import CodeType, FunctionType
-from typing import Any, NamedTuple
+from types import FunctionType
+from typing import Any
 
 import numpy as np
 import torch
 
 SMALL = 16  # numbers of a tensor that are printed; of a larger one only the shape
-NOT_THE_LEARNERS = tuple(
-    str(folder)
-    for folder in {
-        Path(__file__).parents[1],
-        Path(torch.__file__).parent,
-        *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
-    }
-)
+SMALL_MASK = 64  # of a mask, which takes a digit for each
+FEW = 4  # tensors of a dict or a list whose shapes are printed; of more only how many
 
 
 def describe(value: Any) -> str:
@@ -88,12 +78,16 @@ def shapes(names: Sequence[str], case: Sequence[Any]) -> str:
 
 def numbers(names: Sequence[str], case: Sequence[Any]) -> str:
     """A line for each argument, "With query = [[0.5, -1]]": the numbers where they are few, else the shape."""
-    small = [not isinstance(value, torch.Tensor) or value.numel() <= SMALL for value in case]
-    lines = [
-        f"{name} = {_nested(value.tolist())}" if few and isinstance(value, torch.Tensor) else _shape(name, value)
-        for name, value, few in zip(names, case, small, strict=False)
-    ]
+    lines = [_numbers(name, value) for name, value in zip(names, case, strict=False)]
     return "With " + "\n     ".join(lines)
+
+
+def _numbers(name: str, value: Any) -> str:
+    if isinstance(value, torch.Tensor) and value.dtype == torch.bool and SMALL < value.numel() <= SMALL_MASK:
+        return f"{name} = {_digits(value.int().tolist())}, 1 for True"
+    if isinstance(value, torch.Tensor) and value.numel() <= SMALL:
+        return f"{name} = {_nested(value.tolist())}"
+    return _shape(name, value)
 
 
 def _shape(name: str, value: Any) -> str:
@@ -101,50 +95,28 @@ def _shape(name: str, value: Any) -> str:
         return f"{name} of shape {tuple(value.shape)}"
     if value is None or isinstance(value, bool | int | float | str):
         return f"{name} = {value!r}"
+    if shapes := _shapes(value):
+        return f"{name} of shapes {listed(shapes)}"
     return f"{name} = {'a dict' if isinstance(value, dict) else describe(value)}"
+
+
+def _shapes(value: Any) -> list[str]:
+    """Of a few tensors in a dict or a list; empty for everything else."""
+    parts = value if isinstance(value, dict) else dict(enumerate(value)) if isinstance(value, list | tuple) else {}
+    if len(parts) > FEW or not all(isinstance(part, torch.Tensor) for part in parts.values()):
+        return []
+    labels = [f"{key} " if isinstance(value, dict) else "" for key in parts]
+    return [f"{label}{tuple(part.shape)}" for label, part in zip(labels, parts.values(), strict=True)]
+
+
+def _digits(value: Any) -> str:
+    """Rows of 0 and 1, without commas inside a row: [10, 01]."""
+    if isinstance(value[0], list):
+        return f"[{', '.join(map(_digits, value))}]"
+    return "".join(map(str, value))
 
 
 def _nested(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_nested, value))}]"
     return f"{value:.4g}" if isinstance(value, float) else repr(value)
-
-
-class OwnLine(NamedTuple):
-    """A line of the learner's: "line 4 of its cell", the function that it is in, its text."""
-
-    where: str
-    function: str
-    text: str
-
-
-def own_line(error: BaseException, ours: frozenset[CodeType]) -> OwnLine | None:
-    """The learner's last line in a traceback; None when the error never entered the learner's code.
-
-    Frames of `ours` (the exercise's probe), of libraries and of the course are not the learner's.
-    """
-    last = None
-    for frame, number in traceback.walk_tb(error.__traceback__):
-        file = frame.f_code.co_filename
-        if frame.f_code not in ours and not file.startswith((*NOT_THE_LEARNERS, "<frozen", "<@beartype")):
-            last = frame, number
-    if last is None:
-        return None
-    frame, number = last
-    file = frame.f_code.co_filename
-    home = "" if file.startswith("<") else f" of {Path(file).name}"
-    if "ipykernel" in file or file.startswith("<ipython"):
-        home = " of its cell"
-    text = _short(linecache.getline(file, number, frame.f_globals))
-    return OwnLine(f"line {number}{home}", frame.f_code.co_qualname.replace("<locals>.", ""), text)
-
-
-def error_text(error: BaseException) -> str:
-    """ "NameError: name 'troch' is not defined. Did you mean: 'torch'?", at most three lines of it."""
-    lines = "".join(traceback.format_exception_only(error)).strip().splitlines()
-    return "\n".join(map(_short, lines[:3]))
-
-
-def _short(line: str) -> str:
-    line = line.strip()
-    return line if len(line) <= 160 else line[:157] + "..."
