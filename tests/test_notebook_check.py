@@ -99,7 +99,8 @@ def test_find_raises_what_the_notebook_prints():
 def test_hints_come_one_at_a_time_and_are_counted(shell, copy, capsys):
     for number, text in enumerate(WEIGHTS.hints, start=1):
         notebook.hint("1.2")
-        assert capsys.readouterr().out == f"Hint {number} of 3 for 1.2: {text}\n"
+        free = "  Hints are counted, and cost no points.\n" if number == 1 else ""
+        assert capsys.readouterr().out == f"Hint {number} of 3 for 1.2: {text}\n{free}"
         assert progress.read(copy)["1.2"].hints == number
     notebook.hint("1.2")
     out = capsys.readouterr().out
@@ -107,11 +108,20 @@ def test_hints_come_one_at_a_time_and_are_counted(shell, copy, capsys):
     assert all(text in out for text in WEIGHTS.hints)
 
 
+def test_hints_cost_no_points(shell, copy, capsys):
+    for _ in range(4):
+        notebook.hint("1.2")
+    shell.run("import torch", RIGHT, CHECK)
+    kept = progress.read(copy)["1.2"]
+    assert (kept.hints, kept.points, kept.outcome) == (3, WEIGHTS.points, "passed")
+
+
 def test_hints_go_on_without_a_copy(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(progress, "_unsaved", {})
     notebook.hint("1.2"), notebook.hint("1.2")
-    assert [line[:11] for line in capsys.readouterr().out.splitlines()] == ["Hint 1 of 3", "Hint 2 of 3"]
+    out = capsys.readouterr().out
+    assert [line[:11] for line in out.splitlines() if line.startswith("Hint ")] == ["Hint 1 of 3", "Hint 2 of 3"]
 
 
 # notebook and grader never disagree
@@ -232,12 +242,86 @@ def test_ctrl_c_in_a_check_leaves_progress_as_it_was(shell, copy, capsys):
     assert (copy / progress.FILE).read_bytes() == before
 
 
-def test_progress_prints_the_table(shell, copy, capsys):
+def test_progress_is_a_table_in_html_and_in_text(shell, copy, monkeypatch):
     shell.run("import torch", RIGHT, CHECK)
-    capsys.readouterr()
-    notebook.progress()
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
+    notebook.show_progress()
+    (data,) = shown
+    assert "Next: 1.1 " in data["text/html"] and "Next: 1.1 " in data["text/plain"]
+    assert '<details open><summary><b><a href="../exercises/01_attention.ipynb">' in data["text/html"]
+    assert "The address: weights of every query over every key" in data["text/plain"]
+    assert "\x1b" not in data["text/plain"]
+
+
+def test_progress_outside_a_notebook_is_the_table_of_the_command_line(copy, capsys):
+    notebook.show_progress()
+    assert "Next: read chapters/00_what_is_memory.ipynb, then do 0.1" in " ".join(capsys.readouterr().out.split())
+
+
+# pictures
+
+
+WRONG = RIGHT.replace("dim=-1", "dim=0")
+
+
+def test_a_wrong_answer_comes_with_its_picture_and_a_line_that_describes_it(shell, capsys):
+    shell.run("import torch", WRONG, CHECK)  # outside a kernel, `figures.show` prints the line alone
+    assert "\nFigure: attention_weights: 6 of 6 cells are wrong; its rows do not sum to 1" in capsys.readouterr().out
+
+
+def test_no_picture_outside_a_notebook_nor_without_matplotlib(shell, copy, monkeypatch, capsys):
+    with monkeypatch.context() as patched:
+        patched.setattr(notebook, "find_spec", lambda name: None)
+        shell.run("import torch", WRONG, CHECK)
+    monkeypatch.setattr(notebook, "_shell", lambda: None)
+    notebook.check("1.2", shell.user_ns["attention_weights"])
     out = capsys.readouterr().out
-    assert "passed" in out and "Next: 0.1" in out
+    assert out.count("1.2 attention_weights: wrong") == 2 and "Figure" not in out
+
+
+# variants
+
+
+@pytest.fixture
+def variants(monkeypatch):
+    """Each learner's weights are to be twice as sharp, and their first hint calls them by name."""
+
+    def variant(exercise, learner):
+        twice = lambda query, key: exercise.oracle(2 * query, key)  # noqa: E731
+        return dataclasses.replace(exercise, oracle=twice, hints=(f"for {learner}", *exercise.hints[1:]))
+
+    def show(exercise, learner):
+        return f"{exercise.id} for {learner or 'all'}"
+
+    monkeypatch.setitem(sys.modules, "memcourse.course.variants", SimpleNamespace(variant=variant, show=show))
+
+
+def test_a_learner_who_gave_a_name_gets_their_variant(shell, copy, variants, capsys):
+    shell.run("import torch", RIGHT, CHECK)
+    notebook.question("1.2")
+    (copy / MANIFEST).write_text('{"version": "0.1.0", "files": {}, "learner": "Ada"}')
+    shell.run(CHECK)
+    notebook.hint("1.2")
+    notebook.question("1.2")
+    out = capsys.readouterr().out
+    assert "1.2 attention_weights: checks passed" in out and "1.2 attention_weights: wrong" in out
+    assert "Hint 1 of 3 for 1.2: for Ada\n" in out
+    assert "1.2 for all\n" in out and "1.2 for Ada\n" in out
+
+
+def test_a_solution_answers_the_exercise_of_the_course(shell, copy, variants, monkeypatch, capsys):
+    (copy / MANIFEST).write_text('{"version": "0.1.0", "files": {}, "learner": "Ada"}')
+    monkeypatch.chdir(copy / "solutions")
+    shell.run("import torch", RIGHT, CHECK)
+    assert "1.2 attention_weights: checks passed" in capsys.readouterr().out
+
+
+def test_a_manifest_that_cannot_be_read_is_a_note(shell, copy, capsys):
+    (copy / MANIFEST).write_text("{")
+    shell.run("import torch", RIGHT, CHECK)
+    out = capsys.readouterr().out
+    assert "checks passed" in out and "  Note: " in out and "is unreadable; remove it and run `memcourse start`" in out
 
 
 # setup
@@ -313,6 +397,7 @@ def test_in_a_jupyter_kernel(copy):
         "def attention_weights(query, key):\n    raise KeyboardInterrupt",
         f"try:\n    {CHECK}\nexcept KeyboardInterrupt:\n    print('interrupted')",
         f"{RIGHT}\n{CHECK}",
+        f"{WRONG}\n{CHECK}",
     ]
     document = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     client = NotebookClient(
@@ -331,6 +416,9 @@ def test_in_a_jupyter_kernel(copy):
     assert texts[7][0].startswith("Hint 1 of 3 for 1.2: ")
     assert texts[9] == ["interrupted\n"]
     assert len(texts[10]) == 1 and texts[10][0].startswith(passed) and "Note" not in texts[10][0]
+    report, picture, description = document.cells[11].outputs
+    assert "values: this looks like a softmax over the queries" in report["text"]
+    assert picture["data"]["image/png"] and picture["metadata"]["image/png"]["alt"] == description["data"]["text/plain"]
     kept = progress.read(copy)["1.2"]
-    assert (kept.outcome, kept.attempts, kept.hints) == ("passed", 3, 1)
+    assert (kept.outcome, kept.attempts, kept.hints) == ("passed", 4, 1)
     assert sorted(path.name for path in (copy / "exercises").iterdir()) == []

@@ -152,18 +152,85 @@ def shown(folder):
     return console.export_text()
 
 
-def test_the_table_says_what_is_done_and_what_is_next(tmp_path):
+def test_the_table_says_what_is_done(tmp_path):
     exercises = all_exercises()
     first = [exercise for exercise in exercises if exercise.id[0] == exercises[0].id[0]]  # of the first chapter
     points = sum(exercise.points for exercise in first)
     text = shown(tmp_path)
     assert all(exercise.title in text for exercise in exercises)
     assert f"0 of {points}" in text and f"0 of {len(first)} passed" in text
-    assert f"Next: {exercises[0].id} {exercises[0].title}" in text
     progress.record(report("passed", exercises[0].id, exercises[0].points), tmp_path)
     text = shown(tmp_path)
     assert f"{exercises[0].points} of {points}" in text and f"1 of {len(first)} passed" in text
-    assert f"Next: {exercises[1].id} {exercises[1].title}" in text
     for exercise in exercises:
         progress.record(report("passed", exercise.id, exercise.points), tmp_path)
     assert "All done." in shown(tmp_path) and "Next:" not in shown(tmp_path)
+    assert not any(row["next"] for row in progress.rows(tmp_path))
+
+
+# what is next
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Every check and hint is a second later than the one before."""
+    seconds = iter(range(60))
+    monkeypatch.setattr(progress, "_now", lambda: f"2026-01-01T00:00:{next(seconds):02}+00:00")
+
+
+def following(folder):
+    rows = progress.rows(folder)
+    (one,) = [row["exercise"] for row in rows if row["next"]]
+    return one, progress.what_next(rows)
+
+
+def passed(ids, folder):
+    for id in ids:
+        progress.record(report("passed", id), folder)
+
+
+def test_at_first_it_is_the_first_chapter(tmp_path):
+    id, says = following(tmp_path)
+    assert id == "0.1" and says.startswith("Next: read chapters/00_what_is_memory.ipynb, then do 0.1 ")
+    assert says.endswith(" (1 minute), in exercises/00_what_is_memory.ipynb.")
+
+
+def test_next_is_the_first_that_is_left_of_the_chapter_that_the_learner_is_in(tmp_path, clock):
+    passed(["2.1", "1.2"], tmp_path)
+    id, says = following(tmp_path)
+    assert id == "1.1" and says.startswith("Next: 1.1 ") and "chapters/" not in says
+    progress.record_hint("2.2", 1, tmp_path)
+    assert following(tmp_path)[0] == "2.2"
+
+
+@pytest.mark.parametrize("outcome", ["wrong", "crashed"])
+def test_an_answer_that_is_not_right_yet_is_said_to_be_none(tmp_path, outcome):
+    passed(["1.1"], tmp_path)
+    progress.record(report(outcome), tmp_path)
+    id, says = following(tmp_path)
+    assert id == "1.2" and f'{outcome} so far: `memcourse hint 1.2`, or hint("1.2") in the notebook, helps.' in says
+
+
+def test_after_a_chapter_comes_the_next_and_after_the_last_what_was_left_out(tmp_path, clock):
+    ids = [exercise.id for exercise in all_exercises()]
+    passed([id for id in ids if id[0] == "1"], tmp_path)
+    id, says = following(tmp_path)
+    assert id == "2.1" and says.startswith("Next: read chapters/02_key_value.ipynb, then do 2.1 ")
+    passed([id for id in ids if id[0] == ids[-1][0]], tmp_path)
+    assert following(tmp_path)[0] == "0.1"
+
+
+def test_records_from_before_there_were_times_count_as_one(tmp_path):
+    (tmp_path / progress.FILE).write_text('{"2.1": {"outcome": "passed", "points": 2, "attempts": 1}}')
+    assert following(tmp_path)[0] == "2.2"
+
+
+def test_the_cells_form_has_every_exercise_and_unfolds_the_chapter_of_the_next(tmp_path):
+    passed(["1.1"], tmp_path)
+    html = progress.html(progress.rows(tmp_path))
+    for exercise in all_exercises():
+        assert f"<td>{exercise.id}</td>" in html
+    assert html.count("<details open>") == 1
+    assert html.index("<details open>") < html.index("<td>1.2</td>") < html.index("<td>2.1</td>")
+    assert "1 of 7 passed, 2 of 20 points" in html
+    assert "Repair the guide&#x27;s attention layer" in html

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import memcourse
+from memcourse.course import merge
 from memcourse.course import start as module
 from memcourse.course.start import MANIFEST, CannotStart, find_copy, read_manifest, start
 
@@ -37,7 +39,22 @@ def copy(tmp_path: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    return {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*.ipynb")}
+    """Every notebook that a person sees."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.ipynb")}
+    return {name: path.read_text() for name, path in files.items() if not name.startswith(".")}
+
+
+def notebook(*sources: str) -> str:
+    cells = [
+        {"cell_type": "code", "id": f"{number}", "metadata": {}, "source": text, "outputs": [], "execution_count": None}
+        for number, text in enumerate(sources)
+    ]
+    about = {"memcourse": {"version": "0.0.9", "kind": "exercises"}}
+    return json.dumps({"cells": cells, "metadata": about, "nbformat": 4, "nbformat_minor": 5})
+
+
+def sources(path: Path) -> list[str]:
+    return [merge.source(cell) for cell in merge.read(path.read_bytes())["cells"]]
 
 
 def test_a_first_copy_is_complete_and_recorded(repository: Path, copy: Path) -> None:
@@ -68,7 +85,7 @@ def test_a_new_version_updates_what_is_untouched_and_keeps_the_learners_work(rep
     summary = start(copy)
     assert summary.updated == [NAMES[1]]
     assert summary.kept == [NAMES[0], NAMES[2]]
-    assert summary.superseded == [NAMES[0]]
+    assert summary.superseded == {NAMES[0]: "is not JSON, or was cut off"}
     assert contents(copy) == {
         NAMES[0]: "mine, and the course changes it too",
         NAMES[1]: "second",
@@ -76,7 +93,8 @@ def test_a_new_version_updates_what_is_untouched_and_keeps_the_learners_work(rep
         NAMES[3]: f"{NAMES[3]}, first",
         "notes.ipynb": "my own notebook",
     }
-    assert NAMES[0] in str(summary) and "rename" in str(summary)
+    assert f"{NAMES[0]} is yours and was kept; the course has a newer one, but yours is not JSON" in str(summary)
+    assert "rename" in str(summary)
 
     (repository / NAMES[0]).write_text("third")  # a later version still finds the learner's file theirs
     assert start(copy).kept == [NAMES[0], NAMES[2]]
@@ -91,38 +109,139 @@ def test_a_renamed_notebook_stays_and_its_original_comes_back(repository: Path, 
     assert (copy / "exercises/mine.ipynb").read_text() == "mine"
 
 
-@pytest.mark.parametrize("n_files", range(4))  # of three notebooks and the manifest
-def test_an_interrupted_update_leaves_whole_files_and_the_next_run_finishes(
-    repository: Path, copy: Path, monkeypatch: pytest.MonkeyPatch, n_files: int
-) -> None:
+FIRST, SECOND, MINE = notebook("a", "b", "c"), notebook("a", "b2", "c"), notebook("a", "b", "my answer")
+
+
+def test_a_new_version_is_merged_into_the_learners_notebook(repository: Path, copy: Path) -> None:
+    (repository / NAMES[2]).write_text(FIRST)
     start(copy)
-    (copy / NAMES[1]).write_text("mine")
+    (copy / NAMES[2]).write_text(MINE)
+    (repository / NAMES[2]).write_text(SECOND)
+    summary = start(copy)
+    assert (summary.merged, summary.updated, summary.kept, summary.superseded) == ([NAMES[2]], [], [], {})
+    assert sources(copy / NAMES[2]) == ["a", "b2", "my answer"]
+    assert (copy / "kept/0.0.9" / NAMES[2]).read_text() == MINE
+    assert f"{NAMES[2]} has the new version around your work" in str(summary) and "kept/" in str(summary)
+
+    assert start(copy).kept == [NAMES[2]]  # it is still the learner's
+    (repository / NAMES[2]).write_text(notebook("a", "b3", "c"))
+    before = (copy / NAMES[2]).read_bytes()
+    assert start(copy).merged == [NAMES[2]]
+    assert sources(copy / NAMES[2]) == ["a", "b3", "my answer"]
+    assert (copy / "kept/0.0.9/exercises/01_a-2.ipynb").read_bytes() == before
+    assert (copy / "kept/0.0.9" / NAMES[2]).read_text() == MINE
+
+
+def test_a_second_run_changes_no_file_whatever_the_first_one_did(repository: Path, copy: Path) -> None:
+    work(repository, copy)
+    start(copy, learner="Ada")
+    before = everything(copy)
+    start(copy)
+    assert everything(copy) == before
+
+
+def test_a_copy_from_before_there_was_a_base_is_left_as_it_was(repository: Path, copy: Path) -> None:
+    (repository / NAMES[2]).write_text(FIRST)
+    start(copy)
+    shutil.rmtree(copy / ".memcourse")
+    (copy / NAMES[2]).write_text(MINE)
+    (repository / NAMES[2]).write_text(SECOND)
+    summary = start(copy)
+    assert (summary.merged, summary.kept, list(summary.superseded)) == ([], [NAMES[2]], [NAMES[2]])
+    assert (copy / NAMES[2]).read_text() == MINE and not (copy / "kept").exists()
+
+
+def test_a_copy_from_before_there_was_a_base_gets_one_while_the_course_stands_still(
+    repository: Path, copy: Path
+) -> None:
+    (repository / NAMES[2]).write_text(FIRST)
+    start(copy)
+    shutil.rmtree(copy / ".memcourse")
+    (copy / NAMES[2]).write_text(MINE)
+    start(copy)
+    (repository / NAMES[2]).write_text(SECOND)
+    assert start(copy).merged == [NAMES[2]]
+
+
+def test_a_copy_that_lost_its_manifest_goes_by_its_bases(repository: Path, copy: Path) -> None:
+    (repository / NAMES[2]).write_text(FIRST)
+    start(copy)
+    (copy / MANIFEST).unlink()
+    (copy / NAMES[2]).write_text(MINE)
+    (repository / NAMES[0]).write_text("second")
+    (repository / NAMES[2]).write_text(SECOND)
+    summary = start(copy)
+    assert (summary.updated, summary.merged, summary.kept) == ([NAMES[0]], [NAMES[2]], [])
+
+
+def work(repository: Path, copy: Path) -> None:
+    """A copy in which one notebook is to be added, one updated, one merged, one left alone and one not readable."""
+    (repository / NAMES[2]).write_text(FIRST)
+    start(copy)
+    (copy / NAMES[2]).write_text(MINE)
+    (copy / NAMES[3]).write_text("mine")
+    (copy / NAMES[1]).unlink()
+    (repository / NAMES[0]).write_text("second")
+    (repository / NAMES[2]).write_text(SECOND)
+    (repository / NAMES[3]).write_text("second")
+
+
+def everything(folder: Path) -> dict[str, tuple[bytes, int]]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+@pytest.mark.parametrize("how", ["an exception", "killed"])
+@pytest.mark.parametrize("n_written", range(7))  # the three notebooks, two of the bases, what is kept, the manifest
+def test_an_interrupted_update_leaves_whole_files_and_the_next_run_finishes(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_written: int, how: str
+) -> None:
+    copy, twin = tmp_path / "my_course", tmp_path / "twin"
+    work(repository, twin)
+    shutil.copytree(twin, copy)
     first = contents(copy)
-    for name in NAMES:
-        (repository / name).write_text(f"{name}, second")
+    start(twin)
 
     replace, calls = os.replace, []
 
     def interrupted(source: Path, target: Path) -> None:
         calls.append(target)
-        if len(calls) == n_files + 1:
+        if len(calls) == n_written + 1 or (how == "killed" and len(calls) > n_written):
             raise KeyboardInterrupt
         replace(source, target)
 
-    monkeypatch.setattr(os, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        start(copy)
-    second = contents(repository)
-    assert all(text in (first[name], second[name]) for name, text in contents(copy).items())
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            start(copy)
+    second = contents(twin)
+    assert all(text in (first.get(name), second[name]) for name, text in contents(copy).items())
     assert not list(copy.rglob("*.tmp"))
 
-    assert start(copy).kept == [NAMES[1]]
-    assert contents(copy) == second | {NAMES[1]: "mine"}
+    start(copy)
+    assert {name: content for name, (content, _) in everything(copy).items()} == {
+        name: content for name, (content, _) in everything(twin).items()
+    }
+
+
+def test_the_learners_name_is_kept_until_another_is_given(repository: Path, copy: Path) -> None:
+    start(copy)
+    assert read_manifest(copy).learner == ""
+    start(copy, learner=" Ada ")
+    start(copy)
+    assert read_manifest(copy).learner == "Ada"
+    start(copy, learner="Grace")
+    assert read_manifest(copy).learner == "Grace"
+    for name in ("", "  ", "two\nlines"):
+        with pytest.raises(CannotStart, match="learner must be a name"):
+            start(copy, learner=name)
+    assert read_manifest(copy).learner == "Grace"
 
 
 def test_files_that_were_copied_but_not_recorded_are_recognised(repository: Path, copy: Path) -> None:
     start(copy)
     (copy / MANIFEST).unlink()
+    shutil.rmtree(copy / ".memcourse")
     (copy / NAMES[3]).write_text("mine")
     summary = start(copy)
     assert summary.kept == [NAMES[3]] and not summary.added and not summary.updated

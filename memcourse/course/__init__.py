@@ -1,12 +1,13 @@
 """The course's own tools: checks, hints, figures, the grader and the command line.
 
-The first cell of every notebook imports `check`, `figures`, `hint` and `setup` from here; each is loaded on first use.
+The first cell of every notebook imports `check`, `figures`, `hint` and `setup` from here; `question` and
+`show_progress` are there too. Each is loaded on first use.
 """
 
 from importlib import import_module
 from typing import Any
 
-__all__ = ["check", "figures", "hint", "setup"]
+__all__ = ["check", "figures", "hint", "question", "setup", "show_progress"]
 
 
 def __getattr__(name: str) -> Any:

@@ -81,8 +81,8 @@ def check_finite(found: Any, expected: Any, *, secret: bool = False) -> None:
     """Finite wherever the expected value is.  secret: do not print what was expected."""
     for where, leaf, wanted in leaves(found, expected):
         if isinstance(wanted, float | np.ndarray | np.generic):
-            array, value = np.asarray(wanted), _array(leaf)
-            _no_difference(where, value, array, np.isfinite(array) & ~np.isfinite(value), secret)
+            array, value = np.asarray(wanted), as_array(leaf)
+            _no_difference(where, value, array, lost(value, array), secret)
 
 
 def check_values(found: Any, expected: Any, tolerance: float, *, secret: bool = False, which_way: bool = False) -> None:
@@ -94,9 +94,8 @@ def check_values(found: Any, expected: Any, tolerance: float, *, secret: bool = 
     wrong = []
     for where, leaf, wanted in leaves(found, expected):
         if isinstance(wanted, float | np.ndarray | np.generic):
-            array, value = np.asarray(wanted), _array(leaf)
-            slack = tolerance if array.dtype.kind == "f" else 0.0
-            differs = ~np.isclose(value, array, rtol=slack, atol=slack, equal_nan=True)
+            array, value = np.asarray(wanted), as_array(leaf)
+            differs = differing(value, array, tolerance)
         else:
             same = _plain(leaf) == _plain(wanted)
             array, value, differs = np.array(wanted, object), np.array(leaf, object), np.array(not same)
@@ -125,10 +124,22 @@ def _no_difference(
             one, other = found.item(*index), expected.item(*index)
             numbers = isinstance(one, Real) and isinstance(other, Real) and not isinstance(other, bool)
             side = f": too {'large' if one > other else 'small'}" if which_way and numbers else ""
-            raise Wrong(f"{where}{f', {place(index)}' if index else ''} is not {one!r}{side}")
+            said = float(f"{one:.10g}") if isinstance(one, float) else one  # 3 * 0.1 is 0.3 to its reader
+            raise Wrong(f"{where}{f', {place(index)}' if index else ''} is not {said!r}{side}")
         pair = expected_found(expected.item(*index), found.item(*index))
         count = f" ({differs.sum()} of {differs.size} entries differ)" if differs.size > 1 else ""
         raise Wrong(f"{at}: {pair}{count}")
+
+
+def lost(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Where a number should be, and none is."""
+    return np.isfinite(expected) & ~np.isfinite(found)
+
+
+def differing(found: np.ndarray, expected: np.ndarray, tolerance: float) -> np.ndarray:
+    """Where the two are not the same; integers and bools differ as soon as they are not equal."""
+    slack = tolerance if expected.dtype.kind == "f" else 0.0
+    return ~np.isclose(found, expected, rtol=slack, atol=slack, equal_nan=True)
 
 
 def same(one: Any, other: Any, tolerance: float) -> bool:
@@ -138,7 +149,7 @@ def same(one: Any, other: Any, tolerance: float) -> bool:
     """
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         return (one.dtype, one.shape) == (other.dtype, other.shape) and bool(
-            np.isclose(_array(one), _array(other), rtol=tolerance, atol=tolerance, equal_nan=True).all()
+            np.isclose(as_array(one), as_array(other), rtol=tolerance, atol=tolerance, equal_nan=True).all()
         )
     if {type(one), type(other)} == {int, float}:
         one, other = float(one), float(other)
@@ -180,7 +191,8 @@ def _parts(found: Any, expected: Any, where: str) -> Iterator[tuple[str, Any, An
             yield f"part {i} of {where}", found_part, expected_part
 
 
-def _array(value: Any) -> np.ndarray:
+def as_array(value: Any) -> np.ndarray:
+    """A tensor as NumPy, floating point as float64; and plain numbers."""
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
         return (value.double() if value.is_floating_point() else value).numpy()

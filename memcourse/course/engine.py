@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from memcourse.course import pictures
 from memcourse.course.exercise import Exercise, Mistake, Outcome, Report, Wrong
 from memcourse.course.mistakes import recognise
 from memcourse.course.stages import Attempt, Crashed, NotAttempted, Task
@@ -40,10 +41,12 @@ def run(exercise: Exercise, answer: Any) -> Report:
             raise stopped_by
         if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
             raise RuntimeError(f"the check of {exercise.id} did not run: pytest stopped with {code!r}")
-        mistake = None
+        mistake = picture = None
         if isinstance(course.failure, Wrong | Crashed):
             mistake = recognise(attempt, course.failed_at, course.failure)
-        return _report(exercise, course.failure, tuple(course.passed), course.failed_at, mistake)
+        if isinstance(course.failure, Wrong):
+            picture = pictures.of(attempt, course.failed_at)
+        return _report(exercise, course.failure, tuple(course.passed), course.failed_at, mistake, picture)
 
 
 def _report(
@@ -52,6 +55,7 @@ def _report(
     passed: tuple[str, ...],
     stage: str = "",
     mistake: Mistake | None = None,
+    picture: pictures.Picture | None = None,
 ) -> Report:
     detail = str(failure or "")
     match failure:
@@ -67,7 +71,7 @@ def _report(
             detail = f"{stage}: {mistake.says}.\n{capital(detail, exercise.name)}" if mistake else f"{stage}: {detail}"
     points = exercise.points if failure is None else 0
     says = mistake.says if mistake else None
-    return Report(exercise.id, exercise.name, outcome, points, exercise.points, passed, detail, says)
+    return Report(exercise.id, exercise.name, outcome, points, exercise.points, passed, detail, says, picture)
 
 
 class Stage(pytest.Item):

@@ -1,4 +1,4 @@
-"""What a learner calls in a notebook: setup, check, hint, progress."""
+"""What a learner calls in a notebook: setup, question, check, hint, show_progress."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,13 @@ from memcourse import __version__
 from memcourse.course import progress as kept
 from memcourse.course.checks import UnknownExercise, find
 from memcourse.course.exercise import Exercise, Report
-from memcourse.course.start import find_copy
+from memcourse.course.start import CannotStart, find_copy, learner_of
 
 if TYPE_CHECKING:
     from memcourse.course.answers import Definitions
 
 CARRIED = "imports, functions, classes and simple constants from the top level of cells, and no results of calls"
+WIDE = 120  # columns of the table of progress, where HTML is not shown
 QUICK = 10.0  # an exercise that may take longer is not checked twice
 
 
@@ -49,13 +51,22 @@ def setup(version: str, *, seed: int = 0) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")  # not MPS, which has no float64
 
 
+def question(id: str) -> None:
+    """Print what an exercise asks, in the learner's own variant where it has one."""
+    if exercise := _known(id):
+        from memcourse.course.variants import show
+
+        print(show(exercise, _learner()))
+
+
 def check(id: str, answer: Any) -> None:
-    """Check an answer, print what was found, and count it in the progress of this copy of the course."""
+    """Check an answer, show what was found, and count it in the progress of this copy of the course."""
     if exercise := _known(id):
         from memcourse.course import engine  # brings in pytest
 
         report = engine.run(exercise, answer)
         print(report)
+        _show(report)
         for note in _differs_in_grading(exercise, answer, report):
             print(f"  Note: {note}")
         _unless_not_recorded(kept.record, report, _copy())
@@ -69,6 +80,8 @@ def hint(id: str) -> None:
         last = len(exercise.hints)
         if seen < last:
             print(f"Hint {seen + 1} of {last} for {exercise.id}: {exercise.hints[seen]}")
+            if not seen:
+                print("  Hints are counted, and cost no points.")
             _unless_not_recorded(kept.record_hint, exercise.id, seen + 1, folder)
             return
         print(f"There are no further hints for {exercise.id}. All {last} again:")
@@ -76,20 +89,51 @@ def hint(id: str) -> None:
             print(f"  {number}. {text}")
 
 
-def progress() -> None:
+def show_progress() -> None:
     """Show what is done, the points of each chapter, and the exercise to do next."""
     from rich.console import Console
 
-    Console().print(kept.table(kept.rows(_copy())))
+    rows = kept.rows(_copy())
+    if _shell() is None:
+        Console().print(kept.table(rows))
+        return
+    from IPython.display import display
+
+    text = StringIO()
+    Console(width=WIDE, file=text, force_jupyter=False, force_terminal=False).print(kept.table(rows))
+    display({"text/html": kept.html(rows), "text/plain": text.getvalue()}, raw=True)
 
 
 def _known(id: str) -> Exercise | None:
-    """The exercise; None, and a printed sentence, when there is none of this id."""
+    """The exercise, in the learner's own variant; None, and a printed sentence, when there is none of this id."""
     try:
-        return find(id)
+        exercise = find(id)
     except UnknownExercise as unknown:
         print(unknown)
         return None
+    if learner := _learner():
+        from memcourse.course.variants import variant
+
+        return variant(exercise, learner)
+    return exercise
+
+
+def _learner() -> str:
+    """The name that `memcourse start --learner` was given."""
+    try:
+        return learner_of(_copy())
+    except CannotStart as reason:
+        print(f"  Note: {reason}")
+        return ""
+
+
+def _show(report: Report) -> None:
+    """The report's picture below its text, in a notebook."""
+    if report.picture is None or _shell() is None or find_spec("matplotlib") is None:
+        return
+    from memcourse.course import figures, pictures
+
+    figures.show(pictures.figure(report.picture), pictures.description(report.picture))
 
 
 def _unless_not_recorded(write: Callable[..., None], *arguments: Any) -> None:
@@ -148,8 +192,8 @@ def _differs_in_grading(exercise: Exercise, answer: Any, report: Report) -> Iter
 def _rebuilt(exercise: Exercise, definitions: Definitions, report: Report) -> Iterator[str]:
     """Check the answer as grading rebuilds it; a sentence when the outcome is another."""
     from memcourse.course import engine
-    from memcourse.course.answers import build
-    from memcourse.course.words import error_text
+    from memcourse.course.runner.building import build
+    from memcourse.course.runner.traces import error_text
 
     try:
         again = engine.run(exercise, build(definitions.closure(exercise.name), exercise.name))

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from html import escape
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -32,13 +33,14 @@ WORST_TO_BEST: tuple[Outcome, ...] = ("not attempted", "crashed", "wrong", "pass
 
 @dataclass
 class Record:
-    """One exercise: the best outcome so far, its points, how often it was checked, hints seen, the first pass."""
+    """One exercise: the best outcome so far, its points, checks, hints seen, the first pass, the last check or hint."""
 
     outcome: Outcome = "not attempted"
     points: int = 0
     attempts: int = 0
     hints: int = 0
     passed_at: str | None = None
+    last_at: str | None = None
 
 
 class NotRecorded(Exception):
@@ -56,14 +58,16 @@ def record(report: Report, folder: Path | None) -> None:
         kept.attempts += 1
         kept.points = max(kept.points, report.points)
         kept.outcome = max(kept.outcome, report.outcome, key=WORST_TO_BEST.index)
+        kept.last_at = _now()
         if report.outcome == "passed" and kept.passed_at is None:
-            kept.passed_at = datetime.now(UTC).isoformat(timespec="seconds")
+            kept.passed_at = kept.last_at
 
 
 def record_hint(id: str, number: int, folder: Path | None) -> None:
     """Hint `number`, counted from 1, has been seen.  Raises NotRecorded."""
     with _changing(id, folder) as kept:
         kept.hints = max(kept.hints, number)
+        kept.last_at = _now()
 
 
 def read(folder: Path | None) -> dict[str, Record]:
@@ -77,9 +81,12 @@ def read(folder: Path | None) -> dict[str, Record]:
 
 
 def rows(folder: Path | None) -> list[dict[str, Any]]:
-    """One row for each exercise, in the order of the course, as `memcourse progress --json` prints them."""
+    """One row for each exercise, in the order of the course, as `memcourse progress --json` prints them.
+
+    `next` is true in one of them: the exercise to do next, unless all are passed.
+    """
     records = read(folder)
-    return [
+    found = [
         {
             "chapter": chapter,
             "exercise": exercise.id,
@@ -92,13 +99,45 @@ def rows(folder: Path | None) -> list[dict[str, Any]]:
         for chapter in CHAPTERS
         for exercise in exercises(chapter)
     ]
+    following = _following(found)
+    return [row | {"next": row is following} for row in found]
+
+
+def _following(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The first that is not passed of the chapter that the learner was in last, or else of the chapters after it."""
+    last = max(reversed(rows), key=lambda row: (_begun([row]), row["last_at"] or ""))  # of several, the furthest
+    chapters = list(CHAPTERS)
+    here = chapters.index(last["chapter"]) if _begun([last]) else 0
+    left = [row for row in rows if row["outcome"] != "passed"]
+    return min(left, key=lambda row: (chapters.index(row["chapter"]) - here) % len(chapters), default=None)
+
+
+def _begun(rows: Sequence[dict[str, Any]]) -> bool:
+    return any(row["attempts"] or row["hints"] for row in rows)
+
+
+def what_next(rows: Sequence[dict[str, Any]]) -> str:
+    """What to do next, in a sentence or two."""
+    following = next((row for row in rows if row["next"]), None)
+    if following is None:
+        return "All done."
+    chapter, id = following["chapter"], following["exercise"]
+    read = (
+        "" if _begun([row for row in rows if row["chapter"] == chapter]) else f"read chapters/{chapter}.ipynb, then do "
+    )
+    so_far = {
+        "not attempted": "",
+        "crashed": " Your answer crashed so far:",
+        "wrong": " Your answer was wrong so far:",
+    }[following["outcome"]]
+    stuck = f'{so_far} `memcourse hint {id}`, or hint("{id}") in the notebook, helps.' if so_far else ""
+    minutes = f"{following['minutes']} minute{'s' * (following['minutes'] != 1)}"
+    return f"Next: {read}{id} {following['title']} ({minutes}), in exercises/{chapter}.ipynb.{stuck}"
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """The rows for a person: what is done, points by chapter, and the exercise to do next."""
-    left = [row for row in rows if row["outcome"] != "passed"]
-    following = [f"Next: {row['exercise']} {row['title']} ({row['minutes']} minutes)" for row in left[:1]]
-    shown = Table(caption=(following or ["All done."])[0], caption_justify="left", caption_style="")
+    """The rows for a terminal: what is done, points by chapter, and the exercise to do next."""
+    shown = Table(caption=what_next(rows), caption_justify="left", caption_style="")
     for heading, justify in (("", "right"), ("exercise", "left"), ("outcome", "left"), ("points", "right")):
         shown.add_column(heading, justify=justify)  # type: ignore[arg-type]
     shown.add_column("checks", justify="right")
@@ -106,15 +145,45 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
     for chapter, in_chapter in groupby(rows, key=itemgetter("chapter")):
         group = list(in_chapter)
         for row in group:
-            of = f"{row['points']} of {row['max_points']}"
-            counts = [str(row[key]) if row[key] else "" for key in ("attempts", "hints")]
-            shown.add_row(row["exercise"], row["title"], OUTCOMES[row["outcome"]], of, *counts)
-        passed = sum(row["outcome"] == "passed" for row in group)
-        points, most = (sum(row[key] for row in group) for key in ("points", "max_points"))
+            shown.add_row(*_cells(row))
+        passed, points = _totals(group)
         shown.add_section()
-        shown.add_row("", chapter, f"{passed} of {len(group)} passed", f"{points} of {most}", style="bold")
+        shown.add_row("", chapter, passed, points, style="bold")
         shown.add_section()
     return shown
+
+
+def html(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows for a notebook: a line for each chapter that unfolds to its exercises, the next one's unfolded."""
+    parts = [f"<p>{escape(what_next(rows))}</p>"]
+    headings = "".join(f"<th>{name}</th>" for name in ("", "exercise", "outcome", "points", "checks", "hints"))
+    for chapter, in_chapter in groupby(rows, key=itemgetter("chapter")):
+        group = list(in_chapter)
+        unfolded = " open" if any(row["next"] for row in group) else ""
+        link = f'<a href="../exercises/{chapter}.ipynb">{chapter}</a>'
+        lines = ["".join(f"<td>{escape(cell)}</td>" for cell in _cells(row)) for row in group]
+        body = "".join(f"<tr>{line}</tr>" for line in [headings, *lines])
+        summary = f"<summary><b>{link}</b>: {', '.join(_totals(group))} points</summary>"
+        parts.append(f"<details{unfolded}>{summary}<table>{body}</table></details>")
+    return "\n".join(parts)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    """One exercise: number, title, outcome, points, checks, hints."""
+    of = f"{row['points']} of {row['max_points']}"
+    counts = [str(row[key]) if row[key] else "" for key in ("attempts", "hints")]
+    return [row["exercise"], row["title"], OUTCOMES[row["outcome"]], of, *counts]
+
+
+def _totals(rows: Sequence[dict[str, Any]]) -> tuple[str, str]:
+    """How many are passed, and the points."""
+    passed = sum(row["outcome"] == "passed" for row in rows)
+    points, most = (sum(row[key] for row in rows) for key in ("points", "max_points"))
+    return f"{passed} of {len(rows)} passed", f"{points} of {most}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @contextmanager

@@ -19,7 +19,8 @@ import torch
 
 from memcourse.course import compare
 from memcourse.course.exercise import Exercise, Wrong
-from memcourse.course.words import describe, error_text, expected_found, listed, numbers, own_line, place, shapes
+from memcourse.course.runner.traces import error_text, own_line
+from memcourse.course.words import describe, expected_found, listed, numbers, place, shapes
 
 GRADIENT_TOLERANCE = 1e-4  # autograd runs in the case's own float32, the oracle in float64
 
@@ -47,10 +48,13 @@ class Task:
     def __init__(self, exercise: Exercise):
         self.exercise = exercise
         self.cases = list(exercise.cases())
-        self.expected = [exercise.oracle(*_numpy(case)) for case in self.cases]
+        self.expected = [self.right(case) for case in self.cases]
         names = list(inspect.signature(exercise.oracle).parameters)
         longest = max(map(len, self.cases))
         self.names = names if len(names) == longest else [f"argument {i + 1}" for i in range(longest)]
+
+    def right(self, case: Sequence[Any]) -> Any:
+        return self.exercise.oracle(*_numpy(case))
 
     @cached_property
     def floating(self) -> torch.dtype:
@@ -205,18 +209,16 @@ def check_gradient(attempt: Attempt) -> None:
         reach = listed([f"`{name}`" for name in inputs])
         raise Wrong(f"the gradient does not reach {reach}: stay in torch, without NumPy{line}") from None
     projected = _project(result, task.expected[0], projections)
-    found: Sequence[torch.Tensor | None] = ()
     if projected.requires_grad:
         try:
-            found = torch.autograd.grad(projected, list(inputs.values()), allow_unused=True)
+            projected.backward()  # and not autograd.grad, which sees nothing that another process back-propagates
         except Exception as error:
             raise attempt.stopped(error, 0, "gradient") from error
 
-    for i, (name, tensor) in enumerate(inputs.items()):
+    for name, tensor in inputs.items():
         expected = _central_differences(task, projections, name)
         scale = GRADIENT_TOLERANCE * (1 + np.abs(expected).max(initial=0))
-        gradient = found[i] if found else None
-        gradient = torch.zeros_like(tensor) if gradient is None else gradient
+        gradient = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
         off = np.argwhere(~(np.abs(gradient.double().numpy() - expected) <= scale))
         if len(off) and not gradient.any():
             raise Wrong(

@@ -1,8 +1,11 @@
 """The learner's copy of the course: made, brought up to a new version, found again, opened in JupyterLab.
 
-The copy holds chapters/, exercises/ and solutions/, and a manifest with the hash of every file as it was
-copied. A file that still has that hash is the course's and follows new versions; a file that differs is the
-learner's and is never written again.
+The copy holds chapters/, exercises/ and solutions/, and in .memcourse/base/ every notebook as it was copied. One that
+is still the same is the course's, and follows new versions. One that differs is the learner's: a new version is merged
+into it cell by cell (see memcourse.course.merge), and how it was before stays in kept/, byte for byte.
+
+A notebook is written first, then its base, then the manifest: whatever is interrupted, the next run finds out which of
+the three has been done.
 """
 
 from __future__ import annotations
@@ -12,13 +15,17 @@ import importlib.util
 import json
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from itertools import count
 from pathlib import Path
 
 import memcourse
+from memcourse.course import merge
 
 PARTS = ("chapters", "exercises", "solutions")
 MANIFEST = ".memcourse.json"
+BASE = ".memcourse/base"  # notebooks as they were copied
+KEPT = "kept"  # the learner's notebooks as they were before a merge
 COPY = "my_course"
 
 
@@ -28,73 +35,128 @@ class CannotStart(Exception):
 
 @dataclass(frozen=True)
 class Manifest:
-    """The course's version that a copy has, and the SHA-256 of each of its files as they were copied."""
+    """The course's version that a copy has, the SHA-256 of each of its files as it was copied, and the learner's name.
+
+    The hashes are for copies from before .memcourse/base.
+    """
 
     version: str
     files: dict[str, str]
+    learner: str = ""
 
 
 @dataclass(frozen=True)
 class Summary:
     """What `start` did; files are named relative to the copy, with forward slashes.
 
-    added, updated: written.   kept: changed by the learner, and left alone.
-    superseded: those of `kept` of which the course has a newer version than the one that was copied.
+    added, updated: written.   merged: the learner's, with the new version in it.   kept: the learner's, left alone.
+    superseded: those of `kept` of which the course has a newer version, and why the two could not be merged.
     """
 
     folder: Path
     version: str
     added: list[str] = field(default_factory=list)
     updated: list[str] = field(default_factory=list)
+    merged: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
-    superseded: list[str] = field(default_factory=list)
+    superseded: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        counts = {"added": self.added, "updated": self.updated, "kept as you left them": self.kept}
+        counts = {
+            "added": self.added,
+            "updated": self.updated,
+            "merged with your work": self.merged,
+            "kept as you left them": self.kept,
+        }
         said = ", ".join(f"{len(names)} {what}" for what, names in counts.items() if names) or "up to date"
         lines = [f"Your copy of the course is {self.folder} (version {self.version}): {said}."]
-        lines += [f"  {name} is yours and was kept; the course has a newer one." for name in self.superseded]
+        lines += [f"  {name} has the new version around your work." for name in self.merged]
+        if self.merged:
+            lines.append(
+                f"  How it was before is in {KEPT}/. Where JupyterLab has it open: File > Reload Notebook from Disk."
+            )
+        for name, reason in self.superseded.items():
+            lines.append(f"  {name} is yours and was kept; the course has a newer one, but yours {reason}.")
         if self.superseded:
             lines.append("  To get a newer one beside yours, rename yours and run `memcourse start` again.")
         return "\n".join(lines)
 
 
-def start(folder: str | os.PathLike[str] = COPY) -> Summary:
+def start(folder: str | os.PathLike[str] = COPY, *, learner: str | None = None) -> Summary:
     """Make the copy, or bring it up to this version, and say what was done.
 
+    learner: whose copy this is, from now on; some exercises have a variant for each name. Left out: as it was.
     Run again after an interruption, it finishes. Raises CannotStart.
     """
     folder, sources = Path(folder).absolute(), _sources()
     root = repository()
     if folder.resolve() == root or any(folder.resolve().is_relative_to(root / part) for part in PARTS):
         raise CannotStart(f"{folder} is the course itself; name another folder for your copy.")
+    if learner is not None and not (learner.strip() and learner.isprintable()):
+        raise CannotStart(f"learner must be a name, on one line, got {learner!r}.")
     try:
-        return _bring_up_to_date(folder, sources)
+        return _bring_up_to_date(folder, sources, learner)
     except OSError as error:
         raise CannotStart(f"The copy cannot be written to {folder}: {error}.") from error
 
 
-def _bring_up_to_date(folder: Path, sources: dict[str, Path]) -> Summary:
-    copied = read_manifest(folder).files if (folder / MANIFEST).exists() else {}
+def _bring_up_to_date(folder: Path, sources: dict[str, Path], learner: str | None) -> Summary:
+    before = read_manifest(folder) if (folder / MANIFEST).exists() else Manifest("", {})
+    name_of_learner = before.learner if learner is None else learner.strip()
     summary = Summary(folder, memcourse.__version__)
+    copied = dict(before.files)
     try:
         for name, source in sources.items():
-            target, content = folder / name, source.read_bytes()
-            new, old = _sha256(content), copied.get(name)
-            present = _sha256(target.read_bytes()) if target.exists() else None
-            if present not in (None, new, old):
-                summary.kept.append(name)
-                if old != new:
-                    summary.superseded.append(name)
-                continue
-            if present != new:
-                write_atomically(target, content)
-                (summary.added if present is None else summary.updated).append(name)
-            copied[name] = new
+            content = source.read_bytes()
+            if _bring(name, content, copied.get(name), summary):
+                _write_once(folder / BASE / name, content)
+                copied[name] = _sha256(content)
     finally:  # an interrupted run records what it has done
-        document = {"version": memcourse.__version__, "files": copied}
-        write_atomically(folder / MANIFEST, (json.dumps(document, indent=1) + "\n").encode())
+        manifest = Manifest(memcourse.__version__, copied, name_of_learner)
+        _write_once(folder / MANIFEST, (json.dumps(asdict(manifest), indent=1) + "\n").encode())
     return summary
+
+
+def _bring(name: str, content: bytes, recorded: str | None, summary: Summary) -> bool:
+    """Bring one notebook up to the course's `content`, and note it in the summary.  Does it stand on it now?"""
+    target = summary.folder / name
+    present, base = _content(target), _content(summary.folder / BASE / name)
+    old = recorded if base is None else _sha256(base)
+    if present is None or present == content or _sha256(present) == old:
+        if present != content:
+            write_atomically(target, content)
+            (summary.added if present is None else summary.updated).append(name)
+        return True
+    if old == _sha256(content):
+        summary.kept.append(name)
+        return True
+    try:
+        _merge(name, base, present, content, summary.folder)
+    except merge.CannotMerge as reason:
+        summary.kept.append(name)
+        summary.superseded[name] = str(reason)
+        return False
+    summary.merged.append(name)
+    return True
+
+
+def _merge(name: str, base: bytes | None, present: bytes, content: bytes, folder: Path) -> None:
+    """Merge `content` into the learner's notebook, once it is kept as it was.  Raises CannotMerge."""
+    mine, new = merge.read(present), merge.read(content)
+    stamp = {"merged": _sha256(content)}  # in the notebook itself: the base is written after it
+    if stamp.items() <= merge.about(mine).items():
+        return
+    if base is None:
+        raise merge.CannotMerge("comes from a copy that did not keep what it began from")
+    was = merge.read(base)
+    merged = merge.merge(was, mine, new)
+    merged["metadata"]["memcourse"] |= stamp
+    kept = folder / KEPT / str(merge.about(was).get("version", "earlier")) / name
+    numbered = (kept.with_stem(f"{kept.stem}-{number}") for number in count(2))
+    while _content(kept) not in (None, present):
+        kept = next(numbered)
+    _write_once(kept, present)
+    write_atomically(folder / name, merge.write(merged))
 
 
 def lab(folder: str | os.PathLike[str] = COPY) -> None:
@@ -135,11 +197,16 @@ def read_manifest(copy: Path) -> Manifest:
     """The manifest of a copy. Raises CannotStart where it is not one."""
     try:
         document = json.loads((copy / MANIFEST).read_bytes())
-        return Manifest(str(document["version"]), dict(document["files"]))
+        return Manifest(str(document["version"]), dict(document["files"]), str(document.get("learner", "")).strip())
     except (ValueError, KeyError, TypeError) as error:
         raise CannotStart(
             f"{copy / MANIFEST} is unreadable; remove it and run `memcourse start` again (your work is kept)."
         ) from error
+
+
+def learner_of(copy: Path | None) -> str:
+    """Whose copy it is, as `start` was told; "" where it was not. Raises CannotStart for an unreadable manifest."""
+    return read_manifest(copy).learner if copy else ""
 
 
 def repository() -> Path:
@@ -156,6 +223,16 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _write_once(path: Path, content: bytes) -> None:
+    """Leave a file alone that holds this already."""
+    if _content(path) != content:
+        write_atomically(path, content)
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
 
 
 def _sources() -> dict[str, Path]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from memcourse.course.checks import attention_mistakes as mistakes
 from memcourse.course.checks import attention_oracles as oracles
+from memcourse.course.checks import attention_variants as variants
 from memcourse.course.exercise import Exercise
 
 PREDICTED_WEIGHTS = Exercise(
@@ -17,33 +18,11 @@ PREDICTED_WEIGHTS = Exercise(
     points=1,
     minutes=4,
     difficulty="easy",
-    question="""\
-A query meets four keys and scores log 3 on the first and 0 on each of the others; the softmax makes weights of the
-scores. What is the weight of the **first key** in the six situations below? Predict all six with pencil and paper
-before you run anything: each is a simple fraction or 1, and each is something that people get wrong when they later
-read attention weights.""",
-    stub="""\
-# The weight of the first key when the scores are (log 3, 0, 0, 0). A dict of six numbers, 0.1 or 1 / 10:
-#   "as_given"       the scores as they are
-#   "plus_ten"       10 is added to all four scores
-#   "times_two"      all four scores are doubled
-#   "times_hundred"  all four scores are multiplied by 100
-#   "times_zero"     all four scores are multiplied by 0
-#   "stored_twice"   a fifth key, a copy of the first: the weight of each of the two copies
-predicted_weights = None  # {"as_given": ..., "plus_ten": ..., ...}""",
-    hints=(
-        "The weight of a key is exp(its score), divided by the sum of exp(score) over all keys. exp(log 3) = 3, "
-        "exp(0) = 1.",
-        "As given: 3 / (3 + 1 + 1 + 1). Doubling log 3 gives log 9. Adding 10 multiplies every term by the same "
-        "exp(10).",
-        "as_given 3/6; plus_ten the same; times_two 9/12; times_hundred 1, to many digits; times_zero: four equal "
-        "scores; stored_twice: 3 / (3 + 3 + 1 + 1 + 1).",
-    ),
     cases=lambda: [()],
     probe=oracles.itself,
-    oracle=oracles.predictions,
-    mistakes=mistakes.PREDICTED_WEIGHTS,
     tolerance=5e-3,
+    variant=variants.PREDICTED_WEIGHTS,
+    **variants.PREDICTED_WEIGHTS.of_the_course,
 )
 
 ATTENTION_WEIGHTS = Exercise(
@@ -275,28 +254,9 @@ LARGEST_N = Exercise(
     points=2,
     minutes=15,
     difficulty="medium",
-    question="""\
-Store N pairs of random unit keys and values of width 64, ask with noisy keys, and count a pair as recalled when its
-value is, of all N stored values, the one with the largest dot product with what was read. `make_store` above makes
-store and queries. Measure the share recalled for N = 2, 4, 8, ... 8192 for four reads:
-$\\mathrm{softmax}(\\beta\\,qK^\\top)\\,V$ with $\\beta$ = 1/8 (which is $1/\\sqrt{d}$), 2 and 4, and the
-outer-product memory $q\\,(K^\\top{}V)$. Write down the largest N of each at which at least 95 % are recalled. The
-limit of the last is where chapter 07 begins. (A step of the grid more or less is accepted.)""",
-    stub="""\
-# Plain numbers, read off your curves: what a call computes is not carried to the grader.
-largest_n = None  # {"beta = 1/8": ..., "beta = 2": ..., "beta = 4": ..., "outer product": ...}""",
-    hints=(
-        "Write `recall(n, read)`, where read(query, key, value) is one of the four lines, and average it over two or "
-        "three seeds. Then loop over N.",
-        "`found = (read(query, key, value) @ value.T).argmax(dim=-1)`; recalled is the share of found == asked. The "
-        "outer product needs no softmax: query @ (key.T @ value).",
-        "beta = 1/8 fails almost at once (unit keys: the weights are nearly equal); the outer product holds "
-        "about 2 d pairs; beta = 2 holds somewhat fewer than that, and beta = 4 more than ten times as many.",
-    ),
     cases=lambda: [()],
-    probe=oracles.limits_probe,
-    oracle=oracles.limits,
-    mistakes=mistakes.LARGEST_N,
+    variant=variants.LARGEST_N,
+    **variants.LARGEST_N.of_the_course,
 )
 
 EXERCISES = (

@@ -14,53 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from memcourse.attention import AdditiveAttention
-from memcourse.course.checks.attention_oracles import predictions, windowed_loop
+from memcourse.course.checks.attention_oracles import windowed_loop
 from memcourse.course.exercise import Mistake
-
-# 1.1 predicted_weights
-
-
-def but(**wrong: float) -> dict[str, float]:
-    return predictions() | wrong
-
-
-PREDICTED_WEIGHTS = (
-    Mistake(
-        "these are the scores divided by their sum: the softmax divides exp(score) by the sum of exp(score), so that "
-        "zero scores have weight too",
-        but(as_given=1.0, plus_ten=(math.log(3) + 10) / (math.log(3) + 40), times_two=1.0, stored_twice=0.5),
-    ),
-    Mistake(
-        "times_two is not twice the weight: a score is an exponent, so doubling it squares exp(score), 3 becomes 9, "
-        "and the weights are divided by their new sum",
-        but(times_two=1.0),
-    ),
-    Mistake(
-        "times_two changes the weights: only what is added to all scores alike cancels, a factor does not",
-        but(times_two=0.5),
-    ),
-    Mistake("times_two forgets that the other keys keep exp(0) = 1 each: 9 against 1 + 1 + 1", but(times_two=0.9)),
-    Mistake(
-        "plus_ten changes nothing: exp(10) multiplies every term of the softmax alike, and cancels", but(plus_ten=1.0)
-    ),
-    Mistake(
-        "plus_ten changes nothing: the other keys gain the same factor exp(10), so the weights do not move closer "
-        "together",
-        but(plus_ten=0.25),
-    ),
-    Mistake("times_hundred sharpens: the largest score takes everything", but(times_hundred=0.5)),
-    Mistake(
-        "times_zero leaves four equal scores, and equal scores share the weight: none of them gets zero",
-        but(times_zero=0.0),
-    ),
-    Mistake(
-        "stored_twice asks for each copy: together they weigh more than the one before, since the sum of exp(score) "
-        "grew by 3",
-        but(stored_twice=0.25),
-    ),
-    Mistake("stored_twice asks for the weight of each copy, and this is the weight of both", but(stored_twice=2 / 3)),
-    Mistake("a second copy adds 3 to the sum of exp(score), so every single weight falls", but(stored_twice=0.5)),
-)
 
 # 1.2 attention_weights
 
@@ -537,21 +492,4 @@ DECODER = (
         instead(Decoding, result=lambda self, logits, weights: (logits.squeeze(), weights.squeeze())),
     ),
     Mistake("parameters that all start at zero stay alike: leave the parts as torch makes them", DecodingFromZero),
-)
-
-# 1.7 largest_n
-
-LARGEST_N = (
-    Mistake(
-        "beta is the wrong way round: the scores are divided by it, and should be multiplied",
-        {"beta = 1/8": 8192, "beta = 2": 2, "beta = 4": 2, "outer product": 128},
-    ),
-    Mistake(
-        "the three betas give the same: is beta used at all?",
-        {"beta = 1/8": 16, "beta = 2": 16, "beta = 4": 16, "outer product": 128},
-    ),
-    Mistake(
-        "beta = 2 is read off where about half of the pairs are recalled: at least 95 % is asked",
-        {"beta = 1/8": 2, "beta = 2": 256, "beta = 4": 2048, "outer product": 128},
-    ),
 )

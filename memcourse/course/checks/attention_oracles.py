@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
-from itertools import count, takewhile
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,22 +43,6 @@ def call(answer: Any, *case: Any) -> Any:
 def itself(answer: Any) -> Any:
     """The probe of a value."""
     return answer
-
-
-# 1.1 predicted_weights
-
-
-def predictions() -> dict[str, float]:
-    """The weight of the first key when the scores are (log 3, 0, 0, 0), and what becomes of it."""
-    scores = np.array([math.log(3), 0.0, 0.0, 0.0])
-    return {
-        "as_given": float(softmax(scores)[0]),
-        "plus_ten": float(softmax(scores + 10)[0]),
-        "times_two": float(softmax(scores * 2)[0]),
-        "times_hundred": float(softmax(scores * 100)[0]),
-        "times_zero": float(softmax(scores * 0)[0]),
-        "stored_twice": float(softmax(np.append(scores, scores[0]))[0]),
-    }
 
 
 # 1.2 attention_weights
@@ -394,49 +377,3 @@ def learns_to_say_a_sentence_backwards(answer: Any) -> None:
             f"{REVERSAL_ACCURACY:.0%} is asked. The equations hold for given parameters, so look at how __init__ "
             "makes its own"
         )
-
-
-# 1.7 largest_n
-
-N_PAIRS = [2**i for i in range(1, 14)]
-WIDTH, NOISE, TRIALS, QUERIES = 64, 0.3, 2, 256
-
-
-@cache
-def limits() -> dict[str, int]:
-    """The largest N of which at least 95 % of the values are still recalled."""
-    reads: dict[str, Callable[[Array, Array, Array], Array]] = {
-        "beta = 1/8": lambda q, k, v: np.exp(q @ k.T / 8) @ v,  # the weights' sum is left out: it changes no argmax
-        "beta = 2": lambda q, k, v: np.exp(2 * q @ k.T) @ v,
-        "beta = 4": lambda q, k, v: np.exp(4 * q @ k.T) @ v,
-        "outer product": lambda q, k, v: q @ (k.T @ v),
-    }
-    return {name: list(takewhile(lambda n: _recall(n, read) >= 0.95, N_PAIRS))[-1] for name, read in reads.items()}  # noqa: B023
-
-
-def _recall(n: int, read: Callable[[Array, Array, Array], Array]) -> float:
-    """The share of noisy queries for which the stored value nearest to what is read is the right one."""
-    right = 0
-    for seed in range(TRIALS):
-        generator = np.random.default_rng(seed)
-        keys, values = (_unit(generator.standard_normal((n, WIDTH))) for _ in range(2))
-        asked = generator.integers(n, size=QUERIES)
-        queries = keys[asked] + generator.standard_normal((QUERIES, WIDTH)) * NOISE / math.sqrt(WIDTH)
-        right += int(((read(queries, keys, values) @ values.T).argmax(axis=1) == asked).sum())
-    return right / (TRIALS * QUERIES)
-
-
-def _unit(rows: Array) -> Array:
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-def limits_probe(answer: Any) -> Any:
-    """A number within a factor of two of the limit, one step of the grid, counts as the limit."""
-    if not isinstance(answer, dict):
-        return answer
-    return {name: _limit_if_near(number, limits().get(name)) for name, number in answer.items()}
-
-
-def _limit_if_near(number: Any, limit: int | None) -> Any:
-    near = isinstance(number, int | float) and limit is not None and limit / 2 <= number <= 2 * limit
-    return limit if near else number

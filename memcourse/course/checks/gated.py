@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from memcourse.course.checks import gated_mistakes as mistakes
 from memcourse.course.checks import gated_oracles as oracles
+from memcourse.course.checks import gated_variants as variants
 from memcourse.course.checks.attention_oracles import call, itself
 from memcourse.course.exercise import Exercise
 
@@ -18,32 +19,11 @@ PREDICTED_GATES = Exercise(
     points=2,
     minutes=6,
     difficulty="easy",
-    question="""\
-One unit with constant gates: $h_t = f\\,h_{t-1} + i\\,c_t$, and $f = \\sigma(b)$ where a bias $b$ is given. Predict
-the six numbers below with pencil and paper before you run anything. They are what you will need to choose a forget
-gate's bias: each is a simple number, or near one (2 % is near enough).""",
-    stub="""\
-# A dict of six numbers; ln 3 = 1.1, ln 2 = 0.69, ln 10 = 2.3:
-#   "kept"          b = log 3 and i = 0: the share of h_0 that is left in h_2
-#   "gradient"      the same gates: the derivative of h_2 with respect to h_0
-#   "half_life"     f = 0.99 and i = 0: the number of steps after which half of h_0 is left
-#   "plus_log_ten"  f is near 1 already, and its bias grows by log 10: the factor by which the half-life grows
-#   "both_open"     f = 1, i = 1, every c_t = 1, h_0 = 0: the state h_10
-#   "settles"       f = 0.9, i = 0.5, every c_t = 1, h_0 = 0: the state after very many steps
-predicted_gates = None  # {"kept": ..., "gradient": ..., ...}""",
-    hints=(
-        "The forget gate is the share that is kept, so k steps keep f**k; sigmoid(log 3) = 3 / (3 + 1). For "
-        '"settles", which h does a step leave as it is?',
-        "Half is left when f**k = 1/2, so k = ln 2 / -ln f, and -ln f is nearly 1 - f when f is near 1. There 1 - f "
-        "= sigmoid(-b) is nearly exp(-b).",
-        "kept (3/4)**2, and gradient the same; half_life 0.69 / 0.01; plus_log_ten: 1 - f falls to a tenth; "
-        "both_open adds 1 ten times; settles: h = 0.9 h + 0.5.",
-    ),
     cases=lambda: [()],
     probe=itself,
-    oracle=oracles.predictions,
-    mistakes=mistakes.PREDICTED_GATES,
     tolerance=0.02,
+    variant=variants.PREDICTED_GATES,
+    **variants.PREDICTED_GATES.of_the_course,
 )
 
 GATED_STATES = Exercise(
@@ -234,28 +214,9 @@ SMALLEST_BIAS = Exercise(
     points=2,
     minutes=15,
     difficulty="medium",
-    question="""\
-`make_gates` above makes the forget gates $\\sigma(b + s\\,\\xi_t)$ of 256 units that see noise $\\xi_t$ with strength
-s. Measure the share of a state that is left after 100 and after 1000 tokens (the product of the gates, as a mean over
-units) for b = 0, 0.5, 1, ... 12, with quiet gates (s = 0) and noisy ones (s = 2), and write down the smallest b at
-which at least half is left. Then find the smallest b of the grid at which $\\sigma(b)$ in bfloat16 is exactly 1: such a
-gate can no longer forget. (A step of the grid more or less is accepted.)""",
-    stub="""\
-# Plain numbers, read off your curves: what a call computes is not carried to the grader.
-# A dict with the keys "quiet, 100", "quiet, 1000", "noisy, 100", "noisy, 1000", "bfloat16".
-smallest_bias = None""",
-    hints=(
-        "`make_gates(bias, noise, tokens)` is (tokens, 256): `.prod(dim=0).mean()` is the share left. Loop over the "
-        "grid, and draw the four curves.",
-        "For quiet gates 3.1 has the answer too: the half-life, ln 2 / -ln f, must be 100 or 1000 tokens, and is "
-        "nearly 0.69 exp(b). For bfloat16: `torch.tensor(b, dtype=torch.bfloat16).sigmoid() == 1`.",
-        "Quiet gates need 5, and 2.3 more for ten times the tokens. Noise of strength s multiplies what is lost by "
-        "about exp(s**2 / 2), which costs nearly 2 of bias here. bfloat16 rounds to 1 between the two quiet limits.",
-    ),
     cases=lambda: [()],
-    probe=oracles.limits_probe,
-    oracle=oracles.limits,
-    mistakes=mistakes.SMALLEST_BIAS,
+    variant=variants.SMALLEST_BIAS,
+    **variants.SMALLEST_BIAS.of_the_course,
 )
 
 EXERCISES = (

@@ -14,73 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from memcourse.course.checks.attention_mistakes import instead
-from memcourse.course.checks.gated_oracles import predictions, scan_loop
+from memcourse.course.checks.gated_oracles import scan_loop
 from memcourse.course.exercise import Mistake
-
-# 3.1 predicted_gates
-
-
-def but(**wrong: float) -> dict[str, float]:
-    return predictions() | wrong
-
-
-PREDICTED_GATES = (
-    Mistake(
-        "this reads the forget gate as the share that is forgotten; it is the share that is kept, whatever its name "
-        "says: sigmoid(log 3) = 3/4 stays",
-        but(kept=1 / 16, gradient=1 / 16),
-    ),
-    Mistake(
-        "`kept` reads the forget gate as the share that is forgotten; it is the share that is kept, whatever its name "
-        "says: sigmoid(log 3) = 3/4 stays",
-        but(kept=1 / 16),
-    ),
-    Mistake("`kept` is what one step leaves, and two are asked", but(kept=3 / 4)),
-    Mistake(
-        "`kept` takes the same amount away at each step; a gate multiplies, so each step takes a share of what is left",
-        but(kept=1 / 2),
-    ),
-    Mistake(
-        "`kept` is above 1, and no share is: the bias is not the gate yet, sigmoid(bias) is",
-        but(kept=math.log(3) ** 2),
-    ),
-    Mistake(
-        "`gradient` is not whole: h_2 is f f h_0 here, so its derivative is the share that is kept",
-        but(gradient=1.0),
-    ),
-    Mistake(
-        "`gradient` has no factor f (1 - f): this is the derivative by h_0, and not by the gate's bias",
-        but(gradient=(3 / 16) ** 2),
-    ),
-    Mistake(
-        "`half_life` takes 1 % of the beginning away at each step; a gate takes 1 % of what is left, ever less",
-        but(half_life=50.0),
-    ),
-    Mistake(
-        "`half_life` is the time 1 / (1 - f) after which a share of 1/e = 0.37 is left; half is left earlier, after "
-        "ln 2 = 0.69 of it",
-        but(half_life=100.0),
-    ),
-    Mistake(
-        "`plus_log_ten` is what is added to the bias; the half-life grows with exp(bias), once f is near 1",
-        but(plus_log_ten=math.log(10)),
-    ),
-    Mistake(
-        "`plus_log_ten` is not 1: f moves little, but the half-life leans on 1 - f, which falls to a tenth",
-        but(plus_log_ten=1.0),
-    ),
-    Mistake(
-        "`both_open` takes the state for an average: with f = i = 1 all is kept and all is added, and h has no bound",
-        but(both_open=1.0),
-    ),
-    Mistake(
-        "`settles` is where h = 0.9 h + 0.5, and this takes 1 - 0.9 for the input gate: here the two gates do not "
-        "share 1 between them",
-        but(settles=1.0),
-    ),
-    Mistake("`settles` is one step from zero; look for the h that a step does not change", but(settles=0.5)),
-    Mistake("`settles` has no input gate: half of each candidate is let in, so h = 0.9 h + 0.5", but(settles=10.0)),
-)
 
 # 3.2 gated_states
 
@@ -560,25 +495,5 @@ LSTM_CELL = (
     Mistake(
         "the cell state is cut off from the graph: it is the path along which the gradient lives long",
         lstm(result=lambda hidden, cell: (hidden, cell.detach())),
-    ),
-)
-
-# 3.6 smallest_bias
-
-SMALLEST_BIAS = (
-    Mistake(
-        "the noisy gates need no more bias than the quiet ones here: noise cancels in the bias, but what one shut gate "
-        "loses no open gate brings back",
-        {"quiet, 100": 5.0, "quiet, 1000": 7.5, "noisy, 100": 5.0, "noisy, 1000": 7.5, "bfloat16": 6.5},
-    ),
-    Mistake(
-        "quiet gates: ten times as many tokens do not need ten times the bias; 1 - f falls like exp(-bias), so "
-        "log 10 = 2.3 more are enough",
-        {"quiet, 100": 5.0, "quiet, 1000": 50.0, "noisy, 100": 7.0, "noisy, 1000": 9.5, "bfloat16": 6.5},
-    ),
-    Mistake(
-        "bfloat16: this is the bias at which a float32 gate is 1; a bfloat16 gate has 8 binary digits, and is 1 much "
-        "earlier",
-        {"quiet, 100": 5.0, "quiet, 1000": 7.5, "noisy, 100": 7.0, "noisy, 1000": 9.5, "bfloat16": 17.0},
     ),
 )

@@ -6,7 +6,6 @@ The oracles are the equations in NumPy float64, one number at a time: no library
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -36,26 +35,6 @@ def kept_after(forget_gate: float, steps: int) -> float:
 
 def half_life(forget_gate: float) -> float:
     return math.log(2) / -math.log(forget_gate)
-
-
-# 3.1 predicted_gates
-
-
-def predictions() -> dict[str, float]:
-    h_10 = h_late = 0.0
-    for _ in range(10):
-        h_10 = 1.0 * h_10 + 1.0 * 1.0
-    for _ in range(1000):
-        h_late = 0.9 * h_late + 0.5 * 1.0
-    f = float(sigmoid(math.log(3)))
-    return {
-        "kept": kept_after(f, 2),
-        "gradient": (f * (f * (1 + 1e-3)) - f * (f * 1.0)) / 1e-3,
-        "half_life": half_life(0.99),
-        "plus_log_ten": half_life(float(sigmoid(7 + math.log(10)))) / half_life(float(sigmoid(7))),
-        "both_open": h_10,
-        "settles": h_late,
-    }
 
 
 # 3.2 gated_states
@@ -226,42 +205,3 @@ def lstm_oracle(
         new_cell[b, d] = sigmoid(f) * cell[b, d] + sigmoid(i) * np.tanh(g)
         new_hidden[b, d] = sigmoid(o) * np.tanh(new_cell[b, d])
     return new_hidden, new_cell
-
-
-# 3.6 smallest_bias
-
-BIASES = [0.5 * step for step in range(25)]  # 0, 0.5, ... 12
-NOISE, UNITS = 2.0, 256
-
-
-@cache
-def limits() -> dict[str, float]:
-    """The smallest bias of the grid at which at least half of a state is left; or at which a bfloat16 gate is 1."""
-    found = {
-        f"{name}, {tokens}": next(bias for bias in BIASES if _left(bias, noise, tokens) >= 0.5)
-        for name, noise in (("quiet", 0.0), ("noisy", NOISE))
-        for tokens in (100, 1000)
-    }
-    # bfloat16 keeps 8 binary digits: its largest number below 1 is 1 - 2^-8, and what lies beyond the middle is 1
-    return found | {"bfloat16": next(bias for bias in BIASES if float(sigmoid(bias)) > 1 - 2**-9)}
-
-
-def _left(bias: float, noise: float, tokens: int) -> float:
-    """The share of the state that is left after so many tokens, as a mean over units."""
-    seen = bias + noise * np.random.default_rng(0).standard_normal((tokens, UNITS))
-    left = np.ones(UNITS)
-    for forget_gate in sigmoid(seen):
-        left = forget_gate * left
-    return float(left.mean())
-
-
-def limits_probe(answer: Any) -> Any:
-    """A bias one step of the grid away from the limit counts as the limit."""
-    if not isinstance(answer, dict):
-        return answer
-    return {name: _limit_if_near(bias, limits().get(name)) for name, bias in answer.items()}
-
-
-def _limit_if_near(bias: Any, limit: float | None) -> Any:
-    near = isinstance(bias, int | float) and limit is not None and abs(bias - limit) <= 0.5
-    return limit if near else bias

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from memcourse.course.checks import infini_attention_mistakes as mistakes
 from memcourse.course.checks import infini_attention_oracles as oracles
+from memcourse.course.checks import infini_attention_variants as variants
 from memcourse.course.checks.attention_oracles import call
 from memcourse.course.exercise import Exercise
 
@@ -240,39 +241,9 @@ MOST_PAIRS = Exercise(
     points=3,
     minutes=20,
     difficulty="medium",
-    question="""\
-`make_pairs` above makes n random keys for each of 20 memories, and values for them. With the library's `read` and
-`write`, write the pairs into an empty memory one after the other, each as a segment of one token, then read with the
-keys themselves. A key is recalled when, of **all** values that its memory was ever given, the newest of that key has
-the largest dot product with what was read. Draw the share recalled for n = 2, 4, 8, ... 128 and write down, for each of
-six settings, the largest n at which at least half are recalled (0 where it is less than half even of 2; a step of the
-grid more or less is accepted):
-
-- `linear` and `delta`: the two rules, with d = 64 and scale 4
-- `linear, d = 16`, and `linear, scale 1`: the linear rule, with one thing changed
-- `linear, rewritten` and `delta, rewritten`: d = 64 and scale 4 with rounds = 4, where all pairs are written, and then
-  all keys again with new values, four times in all""",
-    stub="""\
-# Plain numbers, read off your curves: write the six by hand, as 8 and not as a call that finds 8.
-# A dict with the six keys "linear", "delta", "linear, d = 16", "linear, scale 1", "linear, rewritten",
-# "delta, rewritten".
-most_pairs = None""",
-    hints=(
-        "Write `recall(n, rule, **setting)`: the memory is zeros of (20, 1, d, d), the normalizer zeros of (20, 1, d). "
-        "For every round and every i: write(key[:, :, i : i + 1], value[round][:, :, i : i + 1], memory, normalizer, "
-        "rule=rule).",
-        "`found = read(key, memory, normalizer)` is (20, 1, n, d). All values of a memory: torch.cat(list(value), "
-        "dim=2), (20, 1, rounds * n, d), the newest last. The nearest: (found @ all.mT).argmax(dim=-1), which "
-        "should be (rounds - 1) * n + torch.arange(n).",
-        "The linear rule holds about a quarter of d pairs here, and less than that where keys are small, for sigma is "
-        "then nearly the same for all. Of four values it reads the mean, so the newest is the nearest for a quarter of "
-        "the keys at best. The delta rule holds a little more than the linear one, and when it rewrites, less "
-        "than half of that.",
-    ),
     cases=lambda: [()],
-    probe=oracles.limits_probe,
-    oracle=oracles.limits,
-    mistakes=mistakes.MOST_PAIRS,
+    variant=variants.MOST_PAIRS,
+    **variants.MOST_PAIRS.of_the_course,
 )
 
 MEMORIZING_READ = Exercise(

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from memcourse.course.checks.infini_attention_oracles import is_gate, limits, segment_loop
+from memcourse.course.checks.infini_attention_oracles import is_gate, segment_loop
 from memcourse.course.exercise import Mistake
 from memcourse.infini_attention import read, write
 from memcourse.memorizing import MemorizingAttention
@@ -751,39 +751,6 @@ NEXT_TOKEN = (
     ),
 )
 
-# 7.6 most_pairs
-
-
-def but(**wrong: int) -> dict[str, int]:
-    return limits() | {name.replace("_", ", "): number for name, number in wrong.items()}
-
-
-MOST_PAIRS = (
-    Mistake(
-        "`linear, rewritten` is what the linear rule holds when every key is written once: written four times, it adds "
-        "all four values, and none of them is nearest",
-        limits() | {"linear, rewritten": limits()["linear"]},
-    ),
-    Mistake(
-        "`delta, rewritten` is what the delta rule holds when every key is written once: z counts each rewriting, "
-        "so that it takes off too little and old values stay",
-        limits() | {"delta, rewritten": 2 * limits()["delta"]},
-    ),
-    Mistake(
-        "`delta, rewritten` is not 0: the delta rule takes off what it knows before it adds the new value",
-        limits() | {"delta, rewritten": 0},
-    ),
-    Mistake(
-        "d x d numbers do not hold d pairs of these keys: sigma makes all features positive, so that any two of "
-        "them overlap",
-        limits() | {"linear": 64, "delta": 64, "linear, d = 16": 16, "linear, scale 1": 64},
-    ),
-    Mistake(
-        "`linear, scale 1` is not that of scale 4: sigma(q) z divides a factor of the features out, but the scale goes "
-        "in before sigma, and decides how much two of them overlap",
-        limits() | {"linear, scale 1": limits()["linear"]},
-    ),
-)
 
 # 7.7 memorizing_read
 

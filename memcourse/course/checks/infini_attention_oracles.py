@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
-from functools import cache
-from itertools import takewhile
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -382,64 +380,6 @@ def stream_oracle(query: Array, key: Array, value: Array, gate: Array, segment_l
     unfinished = slice(T - T % segment_len, T)
     state = memory, normalizer, key[:, :, unfinished], value[:, :, unfinished]
     return {"outputs": outputs} | dict(zip(STATE, state, strict=True))
-
-
-# 7.6 most_pairs
-
-N_PAIRS = [2**i for i in range(1, 8)]
-SCALE, ROUNDS = 4.0, 4
-
-
-@cache
-def limits() -> dict[str, int]:
-    """The largest number of pairs of which at least half are read right; 0 where two are too many."""
-    settings: dict[str, dict[str, Any]] = {
-        "linear": {},
-        "delta": {"delta": True},
-        "linear, d = 16": {"d": 16},
-        "linear, scale 1": {"scale": 1.0},
-        "linear, rewritten": {"rounds": ROUNDS},
-        "delta, rewritten": {"rounds": ROUNDS, "delta": True},
-    }
-    found = {}
-    for name, setting in settings.items():
-        enough = list(takewhile(lambda n: _recall(n, **setting) >= 0.5, N_PAIRS))  # noqa: B023
-        found[name] = enough[-1] if enough else 0
-    return found
-
-
-def _recall(n: int, *, d: int = 64, scale: float = SCALE, rounds: int = 1, delta: bool = False) -> float:
-    """The share of keys at which, of all values ever stored, the newest of that key is the nearest to what is read."""
-    right, trials = 0, max(3, 64 // n)
-    for seed in range(trials):
-        generator = np.random.default_rng(seed)
-        features = sigma(scale * generator.standard_normal((n, d)))
-        values = generator.standard_normal((rounds, n, d))
-        values /= np.linalg.norm(values, axis=2, keepdims=True)
-        memory, normalizer = np.zeros((d, d)), np.zeros(d)
-        for round_, i in np.ndindex(rounds, n):
-            weight = features[i] @ normalizer
-            known = features[i] @ memory / weight if delta and weight > 0 else 0.0
-            memory += np.outer(features[i], values[round_, i] - known)
-            normalizer += features[i]
-        reads = features @ memory / (features @ normalizer)[:, None]
-        nearest = (reads @ values.reshape(-1, d).T).argmax(axis=1)
-        right += int((nearest == (rounds - 1) * n + np.arange(n)).sum())
-    return right / (trials * n)
-
-
-def limits_probe(answer: Any) -> Any:
-    """A number within a factor of two of the limit, one step of the grid, counts as the limit."""
-    if not isinstance(answer, dict):
-        return answer
-    return {name: _limit_if_near(number, limits().get(name)) for name, number in answer.items()}
-
-
-def _limit_if_near(number: Any, limit: int | None) -> Any:
-    if not isinstance(number, int | float) or isinstance(number, bool) or limit is None:
-        return number
-    near = limit / 2 <= number <= 2 * limit if limit else 0 <= number <= N_PAIRS[0]
-    return limit if near else number
 
 
 # 7.7 memorizing_read

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from memcourse.course.checks import key_value_mistakes as mistakes
 from memcourse.course.checks import key_value_oracles as oracles
+from memcourse.course.checks import key_value_variants as variants
 from memcourse.course.checks.attention_oracles import call, itself
 from memcourse.course.exercise import Exercise
 
@@ -19,33 +20,11 @@ PREDICTED_READS = Exercise(
     points=2,
     minutes=5,
     difficulty="easy",
-    question="""\
-A query (1, 0) meets three keys, a = (2, 0), b = (3, 4) and c = (0, 0). Its weights are softmax(sharpness times
-similarity), and the cosine of a vector of zeros with anything is 0. Predict the six answers below with pencil and
-paper before you run anything: two are names of keys, four are simple numbers.""",
-    stub="""\
-# A dict of two names, "a", "b" or "c", and four numbers:
-#   "dot"             the key with the most weight, when similarity is the dot product
-#   "cosine"          the key with the most weight, when similarity is the cosine
-#   "twice_as_sharp"  cosine, at a sharpness where a weighs 5 times as much as b; then the sharpness doubles:
-#                     how many times as much as b does a weigh now?
-#   "zero_query"      cosine, sharpness 3, and the query is (0, 0) instead: the weight of a
-#   "flat_top_two"    cosine, sharpness 0, and only the two best keys, a and b, keep a weight: the weight of a
-#   "written"         a slot holds 8; a head writes there with weight 1/2, erase 1 and add 2: what it holds then
-predicted_reads = None  # {"dot": "...", "cosine": "...", "twice_as_sharp": ..., ...}""",
-    hints=(
-        "A dot product grows with the length of a key, a cosine does not. The weights of the keys that keep one "
-        "always sum to 1.",
-        "The dot products are 2, 3 and 0; the cosines 1, 3/5 and 0. The ratio of two weights is exp(sharpness times "
-        "the difference of their cosines). A write is v (1 - w e) + w a.",
-        "dot: the largest of 2, 3, 0; cosine: the largest of 1, 0.6, 0; twice_as_sharp: 5 squared; zero_query: three "
-        "equal scores; flat_top_two: two equal scores; written: 8 (1 - 1/2) + 2/2.",
-    ),
     cases=lambda: [()],
     probe=itself,
-    oracle=oracles.predictions,
-    mistakes=mistakes.PREDICTED_READS,
     tolerance=5e-3,
+    variant=variants.PREDICTED_READS,
+    **variants.PREDICTED_READS.of_the_course,
 )
 
 COSINE_ADDRESS = Exercise(
@@ -132,7 +111,7 @@ TOP_K_OF_SUMS = Exercise(
     question="""\
 A product key is two halves put together, so its score is a sum of two: n first and m second half-scores make n * m
 slots. Find the k best slots exactly, without making all sums: the same numbers as the docstring's brute force, and
-at least five times as fast for some 250,000 slots and k = 16. This is how a layer gets a million slots for the
+at least five times as fast for a million slots and k = 16. This is how a layer gets a million slots for the
 price of some two thousand comparisons.""",
     stub='''\
 def top_k_of_sums(scores_1, scores_2, k):
@@ -169,31 +148,9 @@ SMALLEST_CAPACITY = Exercise(
     points=4,
     minutes=20,
     difficulty="medium",
-    question="""\
-256 facts come in one by one, and after each, two questions about facts seen so far. In one stream all questions are
-about popular facts (every eighth fact is one); in the other, about one of the 12 most recent. `make_stream` above makes
-both. Run them through a `KeyValueStore` (put a fact, then `get` its two questions by cosine with `top_k=1`), with
-`evict="oldest"` and `"least_used"` and capacities of 4, 8, 16, ... 256. Write down for each of the four the smallest
-capacity at which at least 90 % of the questions are answered with the right value. (A step of the grid
-more or less is accepted.)""",
-    stub="""\
-# Plain numbers, read off your curves: what a call computes is not carried to the grader.
-# A dict with the keys "popular, oldest", "popular, least_used", "recent, oldest", "recent, least_used".
-smallest_capacity = None""",
-    hints=(
-        "Write `answered(asked, evict, capacity, seed)`: a fresh store, a loop over t = 0 ... 255, and a count. Then "
-        "draw it over the capacities, a line for each of the four.",
-        "In the loop: `store.put(key[t], value[t])`, then `found = store.get(key[question[t]], "
-        'similarity="cosine", top_k=1)`, which is (2, 16); right where found equals value[question[t]] in every '
-        "place.",
-        "Where the last 12 are asked for, the oldest may go: a little more than 12 slots do, a step of the grid, and "
-        "least_used needs nearly all 256. Where the popular 32 are asked for it is the other way round: 32 slots for "
-        "least_used, and nearly all for oldest.",
-    ),
     cases=lambda: [()],
-    probe=oracles.limits_probe,
-    oracle=oracles.limits,
-    mistakes=mistakes.SMALLEST_CAPACITY,
+    variant=variants.SMALLEST_CAPACITY,
+    **variants.SMALLEST_CAPACITY.of_the_course,
 )
 
 EXERCISES = (

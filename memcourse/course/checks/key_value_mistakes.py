@@ -14,60 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from memcourse.course.checks.key_value_oracles import brute_force, predictions
+from memcourse.course.checks.key_value_oracles import brute_force
 from memcourse.course.exercise import Mistake
-
-# 2.1 predicted_reads
-
-
-def but(**wrong: float | str) -> dict[str, float | str]:
-    return predictions() | wrong
-
-
-PREDICTED_READS = (
-    Mistake(
-        "`dot` and `cosine` are the wrong way round: the cosine is the one that is blind to lengths",
-        but(dot="a", cosine="b"),
-    ),
-    Mistake(
-        "`dot` is not blind to lengths: (1, 0) . (3, 4) = 3 is more than (1, 0) . (2, 0) = 2, though b points off",
-        but(dot="a"),
-    ),
-    Mistake("`cosine` is blind to lengths: b is longer, but a points where the query points", but(cosine="b")),
-    Mistake(
-        "`twice_as_sharp` is not twice 5: a score is an exponent, so twice the sharpness squares the ratio",
-        but(twice_as_sharp=10.0),
-    ),
-    Mistake(
-        "`twice_as_sharp` changes the ratio: what is added to all scores cancels, a factor does not",
-        but(twice_as_sharp=5.0),
-    ),
-    Mistake(
-        "`zero_query` is not zero: three equal cosines of 0 share the weight, which always sums to 1",
-        but(zero_query=0.0),
-    ),
-    Mistake(
-        "`zero_query` finds no key nearer than another: the query points nowhere, and all three cosines are 0",
-        but(zero_query=1.0),
-    ),
-    Mistake(
-        "`flat_top_two` shares the weight between the two keys that are kept, not between all three",
-        but(flat_top_two=1 / 3),
-    ),
-    Mistake(
-        "`flat_top_two` has sharpness 0: both keys that are kept weigh the same, however near they are",
-        but(flat_top_two=1.0),
-    ),
-    Mistake("`written` forgets to add: half of 8 is erased, and half of 2 comes in", but(written=4.0)),
-    Mistake("`written` adds all of 2: the weight 1/2 takes its share of what is added, too", but(written=6.0)),
-    Mistake("`written` erases nothing: with e = 1 and a weight of 1/2, half of the slot goes", but(written=9.0)),
-    Mistake(
-        "`written` erases all of the slot: how much goes is the weight times e, one half here",
-        but(written=1.0),
-    ),
-    Mistake("`written` is an overwrite, which a weight of 1 would be; this weight is 1/2", but(written=2.0)),
-    Mistake("`written` erases what it adds: the old 8 is erased first, then the new part is added", but(written=4.5)),
-)
 
 # 2.2 cosine_address
 
@@ -363,38 +311,4 @@ TOP_K_OF_SUMS = (
     ),
     Mistake(TOO_SLOW, brute_force),
     Mistake(TOO_SLOW, one_by_one),
-)
-
-# 2.5 smallest_capacity
-
-
-def sizes(popular_oldest: int, popular_used: int, recent_oldest: int, recent_used: int) -> dict[str, int]:
-    return {
-        "popular, oldest": popular_oldest,
-        "popular, least_used": popular_used,
-        "recent, oldest": recent_oldest,
-        "recent, least_used": recent_used,
-    }
-
-
-SMALLEST_CAPACITY = (
-    Mistake(
-        "the two evictions give the same: does the store that you ask get `evict`, and is it asked after every put? A "
-        "store that nobody has asked has nothing to tell its pairs apart by",
-        sizes(256, 256, 16, 16),
-    ),
-    Mistake(
-        "the two evictions are the wrong way round: the oldest goes, or the least used goes, and the others stay",
-        sizes(32, 256, 256, 16),
-    ),
-    Mistake(
-        "recent facts, least_used: this is how many are asked for, but old facts that were once asked for often do not "
-        "make room",
-        sizes(256, 32, 16, 16),
-    ),
-    Mistake(
-        "popular facts, oldest: room for the popular ones alone is not enough, for the others push them out",
-        sizes(32, 32, 16, 256),
-    ),
-    Mistake("this is the smallest capacity at which half is answered: at least 90 % is asked", sizes(64, 8, 8, 128)),
 )

@@ -5,8 +5,10 @@ How answers are used and what is right stands in knn_lm_oracles.py, the known wr
 
 from __future__ import annotations
 
+from memcourse.course.checks import knn_lm_limits as limits
 from memcourse.course.checks import knn_lm_mistakes as mistakes
 from memcourse.course.checks import knn_lm_oracles as oracles
+from memcourse.course.checks import knn_lm_variants as variants
 from memcourse.course.checks.attention_oracles import call
 from memcourse.course.exercise import Exercise
 
@@ -18,34 +20,10 @@ PREDICTED_SHARES = Exercise(
     points=2,
     minutes=6,
     difficulty="easy",
-    question="""\
-A context has three neighbours in the datastore, at squared distances log 2, log 4 and log 4. The words that followed
-them are red, blue and red. A neighbour votes with exp(-distance / temperature), the temperature is 1 unless another is
-named, and p_kNN is the share of a word in all votes. Predict the seven answers below with pencil and paper before you
-run anything: each is a simple fraction.""",
-    stub="""\
-# A dict of seven numbers, 0.1 or 1 / 10:
-#   "as_given"          p_kNN(red)
-#   "all_farther"       p_kNN(red), when all three distances are larger by 10
-#   "half_temperature"  p_kNN(red), when the temperature is 1/2
-#   "very_hot"          p_kNN(red), when the temperature is a million (to three digits)
-#   "blue_twice"        p_kNN(red), when the blue neighbour stands in the datastore twice, so that k is 4
-#   "mixed"             the final p(red), when the model gives red 1/4 and the weight of the neighbours is 1/5
-#   "green"             the final p(green), with the same weight, when the model gives green 1/2
-predicted_shares = None  # {"as_given": ..., "all_farther": ..., ...}""",
-    hints=(
-        "exp(-log 2) = 1/2 and exp(-log 4) = 1/4: write the three votes down, then what red has of their sum. The "
-        "final p is weight * p_kNN + (1 - weight) * p_model.",
-        "Adding 10 to the distances multiplies all votes by the same exp(-10). A temperature of 1/2 doubles the "
-        "distances, which squares the votes; a very large one makes them all 1. No neighbour says green.",
-        "as_given (1/2 + 1/4) / 1; all_farther the same; half_temperature (1/4 + 1/16) / (1/4 + 2/16); very_hot: three "
-        "equal votes; blue_twice (3/4) / (5/4); mixed 1/5 * 3/4 + 4/5 * 1/4; green 1/5 * 0 + 4/5 * 1/2.",
-    ),
     cases=lambda: [()],
-    probe=oracles.predictions_probe,
-    oracle=oracles.predictions,
-    mistakes=mistakes.PREDICTED_SHARES,
     tolerance=2e-3,
+    variant=variants.PREDICTED_SHARES,
+    **variants.PREDICTED_SHARES.of_the_course,
 )
 
 MEMORY_PAIRS = Exercise(
@@ -222,30 +200,9 @@ BEST_WEIGHT = Exercise(
     points=4,
     minutes=20,
     difficulty="medium",
-    question="""\
-`make_world` above makes a small world of 512 facts, some told often and most of them rarely, and a model that knows
-only the 16 most frequent. Put the first n entries of it into a `Datastore`, search for the 512 that come after them
-(k = 32, temperature 0.1), and draw the mean loss, $-\\log p$, over the weights 0, 0.1, ... 0.9, as a mean over the
-worlds of three seeds. Write down the best weight for n = 100, 1000 and 10,000; for the own text of the datastore
-(n = 1000, and the queries are its first 512 entries); and the smallest weight at which the loss with 100 entries is
-higher than at weight 0. (A step of the grid more or less is accepted.)""",
-    stub="""\
-# Plain numbers, read off your curves: what a call computes is not carried to the grader.
-# A dict with the keys "100 entries", "1000 entries", "10000 entries", "its own text", "harmful, 100".
-best_weight = None""",
-    hints=(
-        "Write `losses(n, own, seed)`: a world of n + 512 entries, a store of the first n, one search, and a list of "
-        "ten mean losses. Average it over the seeds before you look for the smallest.",
-        "`store = Datastore(16)`, `store.add(hidden[:n], token[:n])`, `near = store.search(hidden[asked], 32)`. Then "
-        "knn_log_prob(near.distances, near.values, token[asked], temperature=0.1), and interpolate with "
-        "log_p_model[asked] and each weight.",
-        "Few entries deserve about 0.2, a thousand of them more than half, and ten thousand 0.8. On its own text a "
-        "store looks perfect, so that the largest weight wins. With 100 entries, half the weight is already too much.",
-    ),
     cases=lambda: [()],
-    probe=oracles.limits_probe,
-    oracle=oracles.limits,
-    mistakes=mistakes.BEST_WEIGHT,
+    variant=limits.BEST_WEIGHT,
+    **limits.BEST_WEIGHT.of_the_course,
 )
 
 LEARN_DOMAIN = Exercise(

@@ -7,85 +7,17 @@ which they should be recognised: the first that gives the learner's numbers is n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from itertools import combinations
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from memcourse.course.checks.knn_lm_oracles import nearest_loop, predictions
+from memcourse.course.checks.knn_lm_oracles import nearest_loop
 from memcourse.course.exercise import Mistake
 from memcourse.datastore import Datastore, Neighbors
 from memcourse.knn_lm import KNNLM, interpolate, knn_log_prob
 from memcourse.transformer import MemoryTransformer
-
-# 4.1 predicted_shares
-
-
-def but(**wrong: float) -> dict[str, float]:
-    return predictions() | wrong
-
-
-# (question, wrong answer, what is wrong): one at a time, and two or three together
-CANCELS = (
-    "`all_farther` changes nothing: exp(-10) multiplies all votes alike, and cancels. kNN-LM does not notice that all "
-    "its neighbours are far away"
-)
-ON_THE_WRONG_SIDE = "the weight is on the wrong side: 1/5 is the neighbours' share, 4/5 the model's"
-ONE_BY_ONE = (
-    ("all_farther", 2 / 3, CANCELS),
-    ("all_farther", 0.0, CANCELS),
-    (
-        "half_temperature",
-        (0.5**0.5 + 0.5) / (0.5**0.5 + 1),
-        "`half_temperature` divides the distances by 1/2, so the votes are squared: this takes their roots",
-    ),
-    (
-        "half_temperature",
-        3 / 4,
-        "`half_temperature` changes the shares: what is added to all distances cancels, a factor does not",
-    ),
-    ("very_hot", 1.0, "`very_hot` flattens: all distances are 0 after the division, and equal neighbours count alike"),
-    ("very_hot", 1 / 2, "`very_hot` gives the three neighbours equal votes, and not the two words"),
-    ("blue_twice", 3 / 4, "`blue_twice` adds a vote of 1/4 for blue: copies in a corpus vote once each"),
-    ("blue_twice", 1 / 2, "`blue_twice` gives blue 1/4 + 1/4; of red there is still 1/2 + 1/4"),
-    ("mixed", 0.65, ON_THE_WRONG_SIDE),
-    ("green", 0.1, ON_THE_WRONG_SIDE),
-    (
-        "green",
-        0.0,
-        "`green` is not lost: no neighbour says it, but the model's share of 4/5 is left, whatever is retrieved",
-    ),
-    (
-        "green",
-        0.5,
-        "`green` does not keep all of 1/2: the neighbours' fifth goes to other words, and each word that they do not "
-        "say pays for it",
-    ),
-)
-
-
-def combined() -> Iterator[Mistake]:
-    """Each wrong answer alone, and each two and three of them, to different questions."""
-    for how_many in (1, 2, 3):
-        for some in combinations(ONE_BY_ONE, how_many):
-            if len({question for question, _, _ in some}) == how_many:
-                says = "; ".join(dict.fromkeys(sentence for _, _, sentence in some))
-                yield Mistake(says, but(**{question: number for question, number, _ in some}))
-
-
-PREDICTED_SHARES = (
-    Mistake(
-        "these are counts, two of three: a neighbour votes with exp(-distance / temperature), a nearer one with more",
-        but(as_given=2 / 3, all_farther=2 / 3, half_temperature=2 / 3, blue_twice=1 / 2, mixed=1 / 3),
-    ),
-    Mistake(
-        "the distances are not negated: exp(-log 2) is 1/2 and exp(-log 4) is 1/4, so the nearest has the largest vote",
-        but(as_given=0.6, all_farther=0.6, half_temperature=5 / 9, blue_twice=3 / 7, mixed=0.32),
-    ),
-    *combined(),
-)
 
 # 4.2 memory_pairs
 
@@ -592,49 +524,6 @@ NEAREST_IN_BLOCKS = (
     ),
 )
 
-# 4.6 best_weight
-
-
-def weights(few: float, more: float, many: float, own: float, harmful: float) -> dict[str, float]:
-    names = ("100 entries", "1000 entries", "10000 entries", "its own text", "harmful, 100")
-    return dict(zip(names, (few, more, many, own, harmful), strict=True))
-
-
-BEST_WEIGHT = (
-    Mistake(
-        "this is one weight for all datastores: the more it covers, the more it may say. Tune it for each",
-        weights(0.6, 0.6, 0.6, 0.6, 0.6),
-    ),
-    Mistake(
-        "all of them look as good as their own text: are the queries among the entries? Store the first n, and ask "
-        "with the last 512",
-        weights(0.9, 0.9, 0.9, 0.9, 0.9),
-    ),
-    Mistake(
-        "these are the weights of the model: the weight is the neighbours' share",
-        weights(0.8, 0.4, 0.2, 0.1, 0.5),
-    ),
-    Mistake(
-        "this is the highest loss, and the lowest is asked (a negative log-likelihood is smaller where it is better)",
-        weights(0.9, 0.9, 0.0, 0.0, 0.5),
-    ),
-    *(
-        Mistake(
-            "on its own text each entry finds itself, at distance 0 with the right token beside it: ask with the first "
-            "512 entries of the store itself",
-            weights(0.2, 0.6, 0.8, step / 10, 0.5),
-        )
-        for step in range(8)
-    ),
-    *(
-        Mistake(
-            "`harmful, 100` is the smallest weight with a higher loss than weight 0, not than the weight below it; and "
-            "the temperature is 0.1",
-            weights(0.2, 0.6, 0.8, 0.9, step / 10),
-        )
-        for step in (0, 1, 2, 3, 7, 8, 9)
-    ),
-)
 
 # 4.7 learn_domain
 

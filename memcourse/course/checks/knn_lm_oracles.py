@@ -1,7 +1,7 @@
 """How the answers of chapter 04 are used, and what is right: cases, probes, oracles, properties.
 
-The oracles are the equations in NumPy float64, one number at a time: no library, no torch, no matrix product (4.6, a
-simulation, works on whole arrays). 4.7 asks for an object of the library, and measures what it does.
+The oracles are the equations in NumPy float64, one number at a time: no library, no torch, no matrix product.
+4.7 asks for an object of the library, and measures what it does.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from memcourse import corpora
 from memcourse.bundled import docs_model
-from memcourse.course.checks.attention_oracles import Array, random, softmax
+from memcourse.course.checks.attention_oracles import Array, random
 from memcourse.course.checks.timing import times_as_fast
 from memcourse.course.exercise import Wrong
-from memcourse.course.words import describe, error_text, own_line
+from memcourse.course.runner.meters import measured
+from memcourse.course.runner.traces import error_text, own_line
+from memcourse.course.words import describe
 from memcourse.datastore import Datastore
 from memcourse.knn_lm import KNNLM
 from memcourse.threads import one_thread
@@ -37,36 +38,6 @@ Integers = NDArray[np.int64]
 
 def integers(seed: int, below: int, *shape: int) -> Tensor:
     return torch.randint(below, shape, generator=torch.Generator().manual_seed(seed))
-
-
-# 4.1 predicted_shares
-
-NEIGHBORS = ((math.log(2), "red"), (math.log(4), "blue"), (math.log(4), "red"))
-
-
-def share_of_red(farther: float = 0.0, temperature: float = 1.0, copies_of_blue: int = 1) -> float:
-    """p_kNN(red), from the distances and next tokens of NEIGHBORS, changed."""
-    weight = {"red": 0.0, "blue": 0.0}
-    for distance, token in NEIGHBORS:
-        weight[token] += (copies_of_blue if token == "blue" else 1) * math.exp(-(distance + farther) / temperature)
-    return weight["red"] / (weight["red"] + weight["blue"])
-
-
-def predictions() -> dict[str, float]:
-    return {
-        "as_given": share_of_red(),
-        "all_farther": share_of_red(farther=10),
-        "half_temperature": share_of_red(temperature=0.5),
-        "very_hot": share_of_red(temperature=1e6),
-        "blue_twice": share_of_red(copies_of_blue=2),
-        "mixed": 0.2 * share_of_red() + 0.8 * 0.25,
-        "green": 0.2 * 0.0 + 0.8 * 0.5,
-    }
-
-
-def predictions_probe(answer: Any) -> Any:
-    no_key_is_missing(answer, predictions())
-    return answer
 
 
 def no_key_is_missing(answer: Any, expected: dict[str, float]) -> None:
@@ -282,29 +253,14 @@ def many_keys() -> tuple[Any, ...]:
     return random(1, Q, d), [random(i, n, d) for i in range(2, 2 + n_blocks)], k
 
 
-class Largest(TorchDispatchMode):
-    """How many numbers the largest tensor holds that is made while this is entered."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numbers = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in made if isinstance(made, tuple | list) else (made,):
-            if isinstance(tensor, Tensor):  # a view counts what lies behind it
-                self.numbers = max(self.numbers, tensor.untyped_storage().nbytes() // tensor.element_size())
-        return made
-
-
 def nothing_as_large_as_half_of_all_distances(answer: Any) -> None:
     queries, blocks, k = many_keys()
-    with torch.no_grad(), Largest() as largest:
-        answer(queries, blocks, k)
-    if largest.numbers >= LARGEST:
+    with torch.no_grad():
+        largest = measured("largest tensor", answer, queries, blocks, k)
+    if largest >= LARGEST:
         Q, n, N = len(queries), len(blocks[0]), sum(map(len, blocks))
         raise Wrong(
-            f"for {Q} queries and {N} keys in blocks of {n}, it makes a tensor of {largest.numbers} numbers; it should "
+            f"for {Q} queries and {N} keys in blocks of {n}, it makes a tensor of {largest} numbers; it should "
             f"be less than {LARGEST}, half of {Q} x {N}. Neither all keys, nor all distances, nor the differences of a "
             "block with all queries fit: keep the k best so far, and no more, from block to block"
         )
@@ -317,73 +273,6 @@ def at_least_three_times_as_fast_as_the_loop(answer: Any) -> None:
             f"the same numbers as the loop, at {ratio:.1f} times its speed; at least {SPEED_UP} times is asked. "
             "|q - k|^2 = |q|^2 - 2 q.k + |k|^2, and all q.k of a block are one matrix product"
         )
-
-
-# 4.6 best_weight
-
-WEIGHTS = [step / 10 for step in range(10)]  # 0, 0.1, ... 0.9
-FACTS, VOCABULARY, WIDTH, QUERIES = 512, 64, 16, 512
-KNOWN, SURE, SPREAD = 16, 0.9, 0.5
-K, TEMPERATURE = 32, 0.1
-
-
-@cache
-def limits() -> dict[str, float]:
-    """The weight of the grid with the smallest loss, for each datastore; and the smallest that does harm."""
-    losses = {name: _losses(n, own) for name, n, own in SETTINGS}
-    best = {name: WEIGHTS[int(loss.argmin())] for name, loss in losses.items()}
-    few = losses["100 entries"]
-    return best | {"harmful, 100": next(w for w, loss in zip(WEIGHTS, few, strict=True) if loss > few[0])}
-
-
-SETTINGS = (
-    ("100 entries", 100, False),
-    ("1000 entries", 1000, False),
-    ("10000 entries", 10_000, False),
-    ("its own text", 1000, True),
-)
-
-
-def _losses(n: int, own: bool) -> Array:
-    """Mean negative log-likelihood at each weight, summed over 3 worlds.  own: the queries are the first entries."""
-    losses = np.zeros(len(WEIGHTS))
-    for seed in range(3):
-        generator = np.random.default_rng(seed)
-        directions = generator.standard_normal((FACTS, WIDTH))
-        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-        told = generator.integers(VOCABULARY, size=FACTS)
-        often = 1 / np.arange(1, FACTS + 1)
-        fact = generator.choice(FACTS, size=n + QUERIES, p=often / often.sum())
-        hidden = directions[fact] + SPREAD * generator.standard_normal((len(fact), WIDTH)) / math.sqrt(WIDTH)
-        sure = generator.random(len(fact)) < SURE
-        token = np.where(sure, told[fact], generator.integers(VOCABULARY, size=len(fact)))
-        asked = slice(0, QUERIES) if own else slice(n, None)
-        p_knn = _p_knn(hidden[asked], token[asked], hidden[:n], token[:n])
-        rest = (1 - SURE) / VOCABULARY
-        right = np.where(token[asked] == told[fact[asked]], SURE + rest, rest)
-        p_model = np.where(fact[asked] < KNOWN, right, 1 / VOCABULARY)
-        losses += [-np.log(weight * p_knn + (1 - weight) * p_model).mean() for weight in WEIGHTS]
-    return losses
-
-
-def _p_knn(queries: Array, targets: Integers, keys: Array, values: Integers) -> Array:
-    squares = (queries**2).sum(axis=1)[:, None] - 2 * queries @ keys.T + (keys**2).sum(axis=1)
-    near = np.argpartition(squares, K, axis=1)[:, :K]
-    weights = [softmax(-row / TEMPERATURE) for row in np.take_along_axis(squares, near, axis=1)]
-    return (np.array(weights) * (values[near] == targets[:, None])).sum(axis=1)
-
-
-def limits_probe(answer: Any) -> Any:
-    """A weight one step of the grid away from the limit counts as the limit."""
-    if not isinstance(answer, dict):
-        return answer
-    no_key_is_missing(answer, limits())
-    return {name: _limit_if_near(weight, limits().get(name)) for name, weight in answer.items()}
-
-
-def _limit_if_near(weight: Any, limit: float | None) -> Any:
-    near = isinstance(weight, int | float) and limit is not None and abs(weight - limit) < 0.1001
-    return limit if near else weight
 
 
 # 4.7 learn_domain

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from memcourse.course.checks import lm2_mistakes as mistakes
 from memcourse.course.checks import lm2_oracles as oracles
+from memcourse.course.checks import lm2_variants as variants
 from memcourse.course.checks.attention_oracles import call, itself
 from memcourse.course.exercise import Exercise
 
@@ -18,36 +19,11 @@ PREDICTED_BANK = Exercise(
     points=3,
     minutes=10,
     difficulty="easy",
-    question="""\
-Seven numbers about a bank of slots, $M_s = g_f \\odot M_{s-1} + g_{in} \\odot \\tanh(C)$, with one update at the end of
-each segment $s$. Predict them with pencil and paper before you run anything (2.5 % is near enough).""",
-    stub="""\
-# A dict of seven numbers; sigmoid(x) = 1 / (1 + exp(-x)), exp(-1) = 0.37, exp(-4) = 0.018, ln 2 = 0.69:
-#   "half_life"        g_f = sigmoid(4), g_in = 0: the number of segments after which half of a slot is left
-#                      (a whole number or not: near enough is enough; take 1 - g_f = 0.018)
-#   "two_later"        g_f = sigmoid(1), g_in = 0: the share of a slot that is left after two segments
-#   "bound"            g_f = 0.9 and g_in = 1 in every segment: the size that no entry of M exceeds, if M_0 = 0
-#   "closes_at"        as printed, the read is g_out * M; g_out is (T, 5), M is (7, 5): the T > 1 at which that runs
-#   "different_slots"  8 slots begin as one and the same vector: the number of different vectors among those of M_20
-#   "first_reader"     a fact stands in segment 3: the first segment whose tokens can read it in the bank
-#   "moved"            a faulty LM2: its input gate is the mean over the segment's 16 tokens, and the segment reads what
-#                      was written with it. Only token 16 is changed: how many of the outputs of tokens 1 to 15 move?
-predicted_bank = None  # {"half_life": ..., "two_later": ..., ...}""",
-    hints=(
-        "A gate multiplies, once a segment. Where g_f is near 1, -ln g_f is nearly 1 - g_f, and half is left after ln "
-        "2 / (1 - g_f) segments. For the slots: is there any line of the update in which the number of a slot occurs?",
-        "bound: look for the size m that the largest update leaves as it is, m = 0.9 m + 1. closes_at: with two axes "
-        "of different sizes, an elementwise product runs only where they agree. first_reader: when does the write "
-        "come?",
-        "half_life 0.69 / 0.018; two_later (1 / (1 + 0.37)) squared; bound 1 / (1 - 0.9); closes_at N; equal slots "
-        "send equal queries, get equal answers and stay one; the bank is written after a segment and read by the "
-        "next; a mean leans on every token, and every token reads what it wrote.",
-    ),
     cases=lambda: [()],
     probe=itself,
-    oracle=oracles.predictions,
-    mistakes=mistakes.PREDICTED_BANK,
     tolerance=0.025,  # so that 39, the first whole segment with less than half, is right too
+    variant=variants.PREDICTED_BANK,
+    **variants.PREDICTED_BANK.of_the_course,
 )
 
 UPDATE_BANK = Exercise(

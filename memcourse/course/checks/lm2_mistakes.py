@@ -6,7 +6,6 @@ which they should be recognised: the first that gives the learner's numbers is n
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from itertools import combinations
 from typing import Any
@@ -18,117 +17,8 @@ from torch import Tensor, nn
 from memcourse import lm2
 from memcourse.course.checks.attention_mistakes import instead
 from memcourse.course.checks.attention_oracles import Parameters
-from memcourse.course.checks.lm2_oracles import Read, Write, predictions, token_loop
+from memcourse.course.checks.lm2_oracles import Read, Write, token_loop
 from memcourse.course.exercise import Mistake
-
-# 6.1 predicted_bank
-
-
-def but(**wrong: float) -> dict[str, float]:
-    return predictions() | wrong
-
-
-# (question, wrong answer, what is wrong): one at a time, and two together
-ONE_BY_ONE = (
-    (
-        "half_life",
-        1 / 0.018,
-        "`half_life` is the number of segments after which a share of 1/e = 0.37 is left; half is left earlier, after "
-        "ln 2 = 0.69 of it",
-    ),
-    (
-        "half_life",
-        0.5 / 0.018,
-        "`half_life` takes 1.8 % of the beginning away in each segment; a gate takes 1.8 % of what is left, ever less",
-    ),
-    (
-        "half_life",
-        math.log(2) / 4,
-        "`half_life` takes the bias for the rate of forgetting: what goes in each segment is 1 - sigmoid(4) = 0.018",
-    ),
-    (
-        "half_life",
-        math.log(2) / -math.log(0.98),
-        "`half_life` takes 0.98 for sigmoid(4): it is 0.982, and so near to 1 the third digit counts. What goes in "
-        "each segment is 0.018",
-    ),
-    ("two_later", 1 / 1.37, "`two_later` is what one segment leaves, and two are asked"),
-    (
-        "two_later",
-        (0.37 / 1.37) ** 2,
-        "`two_later` reads the forget gate as the share that is forgotten; it is the share that is kept, and "
-        "sigmoid(1) = 0.73 stays",
-    ),
-    (
-        "two_later",
-        1 - 2 * 0.37 / 1.37,
-        "`two_later` takes the same amount away in each segment; a gate takes a share of what is left",
-    ),
-    ("two_later", 0.37**2, "`two_later` takes exp(-1) for the gate; sigmoid(1) is 1 / (1 + exp(-1))"),
-    (
-        "bound",
-        1.0,
-        "`bound` holds for what is added, for tanh stays below 1; nine tenths of what was there stay too, and h = 0.9 "
-        "h + 1 is where it ends",
-    ),
-    ("bound", 1.9, "`bound` is that of M_2: look for the size that one more update does not change"),
-    (
-        "bound",
-        math.inf,
-        "`bound` is finite: as M grows, so does what the forget gate takes, a tenth of M, until it takes what is added",
-    ),
-    (
-        "closes_at",
-        5.0,
-        "`closes_at` compares T with the width: both products end in an axis of d, it is T and N that have to agree",
-    ),
-    (
-        "different_slots",
-        8.0,
-        "`different_slots`: equal slots send equal queries, gather equal candidates and have equal gates; nothing in "
-        "the update knows one from the other, so that they stay equal however different the segments are",
-    ),
-    (
-        "different_slots",
-        0.0,
-        "`different_slots` counts the vectors: eight equal ones are one",
-    ),
-    (
-        "first_reader",
-        3.0,
-        "`first_reader` would read what its own segment writes: that is the leak, for the last token's "
-        "part of it would reach the first",
-    ),
-    (
-        "first_reader",
-        5.0,
-        "`first_reader` waits a segment too long: the bank is written as soon as segment 3 has ended",
-    ),
-    (
-        "moved",
-        0.0,
-        "`moved`: a mean over the 16 tokens has the last one in it, and it is part of the bank that tokens 1 to 15 "
-        "read: that attention is causal does not help",
-    ),
-    (
-        "moved",
-        1.0,
-        "`moved` does not count token 16 itself, whose output may move; those before it move, and should not",
-    ),
-    ("moved", 16.0, "`moved` asks about tokens 1 to 15; the output of token 16 may move"),
-)
-
-
-def combined() -> Iterator[Mistake]:
-    """Each wrong answer alone, and each two of them, to different questions."""
-    for how_many in (1, 2):
-        for some in combinations(ONE_BY_ONE, how_many):
-            if len({question for question, _, _ in some}) == how_many:
-                says = "; ".join(sentence for _, _, sentence in some)
-                yield Mistake(says, but(**{question: number for question, number, _ in some}))
-
-
-PREDICTED_BANK = tuple(combined())
 
 # 6.2 update_bank
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,10 @@ import torch
 from torch import Tensor
 
 from memcourse.course.checks.attention_oracles import Array, Parameters, random, softmax, with_parameters
-from memcourse.course.checks.gated_oracles import half_life, sigmoid
+from memcourse.course.checks.gated_oracles import sigmoid
 from memcourse.course.checks.timing import times_as_fast
 from memcourse.course.exercise import Wrong
+from memcourse.course.runner.portable import portable
 
 Weights = dict[str, Array]
 
@@ -62,54 +62,6 @@ def updated(memory: Array, candidate: Array, W: Weights, b_f: Array) -> Array:
         g_in, g_f = sigmoid(times(c[None], W["in"])[0]), sigmoid(times(slot[None], W["f"])[0] + b_f)
         new[n] = g_f * slot + g_in * np.tanh(c)
     return new
-
-
-# 6.1 predicted_bank
-
-
-@cache
-def _predictions() -> dict[str, float]:
-    bound = 0.0
-    for _ in range(1000):
-        bound = 0.9 * bound + 1.0 * 1.0  # tanh never reaches 1
-    closes = [T for T in range(2, 30) if (T, 5) == (7, 5)]
-    return {
-        "half_life": half_life(float(sigmoid(4.0))),
-        "two_later": float(sigmoid(1.0)) ** 2,
-        "bound": bound,
-        "closes_at": float(closes[0]),
-        "different_slots": float(_different_slots()),
-        "first_reader": 4.0,
-        "moved": float(_moved()),
-    }
-
-
-def predictions() -> dict[str, float]:
-    return dict(_predictions())
-
-
-def _different_slots(n_slots: int = 8, width: int = 5, segments: int = 20) -> int:
-    """How many of the slots differ, when all begin as the same vector."""
-    generator = np.random.default_rng(0)
-    U = {name: generator.standard_normal((width, width)) for name in "qkv"}
-    W = {name: generator.standard_normal((width, width)) for name in ("in", "f")}
-    memory = np.tile(generator.standard_normal(width), (n_slots, 1))
-    for _ in range(segments):
-        segment = generator.standard_normal((3, width))
-        memory = updated(memory, gathered(memory, segment, U), W, np.full(width, 4.0))
-    return len(np.unique(memory.round(9), axis=0))
-
-
-def _moved(length: int = 16, width: int = 3) -> int:
-    """How many outputs before the last move with the last token, where an input gate is its segment's mean."""
-    generator = np.random.default_rng(0)
-    W = {name: generator.standard_normal((width, width)) for name in ("q", "k", "v", "out")}
-    memory = generator.standard_normal((2, width))
-    tokens = generator.standard_normal((length, width))
-    changed = tokens.copy()
-    changed[-1] += 1
-    reads = [read_row(each, memory + sigmoid(each.mean(axis=0)), W) for each in (tokens, changed)]
-    return int((np.abs(reads[0] - reads[1])[:-1].max(axis=1) > 1e-9).sum())
 
 
 # 6.2 update_bank
@@ -268,6 +220,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return (query @ key.transpose(1, 2) / query.shape[2] ** 0.5).softmax(dim=-1) @ value
 
 
+@portable(attend)
 def reader(p: Parameters) -> Read:
     """What 6.7 hands over as `read`: (B, T, D), (B, N, D) -> (B, T, D)."""
 
@@ -284,6 +237,7 @@ def reader(p: Parameters) -> Read:
     return read
 
 
+@portable(attend)
 def writer(p: Parameters) -> Write:
     """What 6.7 hands over as `write`: (B, N, D), (B, L, D) -> (B, N, D)."""
 

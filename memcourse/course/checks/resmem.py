@@ -5,8 +5,10 @@ How answers are used and what is right stands in resmem_oracles.py, the known wr
 
 from __future__ import annotations
 
+from memcourse.course.checks import resmem_limits as limits
 from memcourse.course.checks import resmem_mistakes as mistakes
 from memcourse.course.checks import resmem_oracles as oracles
+from memcourse.course.checks import resmem_variants as variants
 from memcourse.course.checks.attention_oracles import call, itself
 from memcourse.course.exercise import Exercise
 
@@ -18,35 +20,11 @@ PREDICTED_OUTPUTS = Exercise(
     points=2,
     minutes=6,
     difficulty="easy",
-    question="""\
-A model says 10 whatever it is shown. ResMem stands around it with k = 3, and the three memories nearest to a query
-lie at distances 1, 2 and 3; their targets were 16, 10 and 7. What does ResMem say? Predict the answers to the seven
-situations below with pencil and paper before you run anything: each is a simple number, and two of them are the same,
-not by chance.""",
-    stub="""\
-# A dict of seven numbers. "halving" is a bandwidth at which a weight halves with each unit of distance.
-#   "narrow"        the bandwidth is almost 0
-#   "wide"          the bandwidth is almost infinite
-#   "halving"       the bandwidth is halving
-#   "far_away"      halving; another query, far from everything: the same three, at distances 1001, 1002 and 1002
-#   "stored_twice"  halving; the whole training set was memorised twice, and k is still 3
-#   "knn_alone"     halving; what the neighbours say alone, without the model: the same weights, over targets
-#   "interpolates"  halving; the model is another one, which met every training target exactly, and says 10 here
-predicted_outputs = None  # {"narrow": ..., "wide": ..., ...}""",
-    hints=(
-        "A memory holds a residual, target minus prediction: 6, 0 and -3. ResMem adds their weighted mean to 10, and "
-        "the weights sum to 1 whatever the bandwidth and however far the neighbours are.",
-        "narrow: the nearest has all the weight. wide: all three weigh the same. halving: 1/2, 1/4 and 1/8 over their "
-        "sum, which is 4/7, 2/7 and 1/7. What do 1000 units more, for all three, do to such ratios?",
-        "narrow 10 + 6; wide 10 + (6 + 0 - 3)/3; halving 10 + (4*6 + 2*0 - 3)/7; far_away: 2 : 1 : 1, so 10 + (2*6 "
-        "+ 0 - 3)/4; stored_twice: the three nearest are at 1, 1 and 2, so 10 + (2*6 + 2*6 + 0)/5; knn_alone (4*16 + "
-        "2*10 + 7)/7; interpolates: every residual is 0.",
-    ),
     cases=lambda: [()],
     probe=itself,
-    oracle=oracles.predictions,
-    mistakes=mistakes.PREDICTED_OUTPUTS,
     tolerance=1e-3,
+    variant=variants.PREDICTED_OUTPUTS,
+    **variants.PREDICTED_OUTPUTS.of_the_course,
 )
 
 RESIDUAL_CORRECTION = Exercise(
@@ -200,37 +178,9 @@ NOISE_LIMITS = Exercise(
     points=3,
     minutes=20,
     difficulty="medium",
-    question="""\
-`make_digits(noise, seed)` above gives digits, of whose training labels a share is wrong (the test labels are
-right), and `linear_model` fits a linear map to them. The map has too few numbers to learn the wrong labels. The
-memory learns them all. Put the library's `ResMem` around it, with the pixels as embedding and `bandwidth=math.inf`
-(all k weigh the same), and measure the share of wrong test digits for k = 1, 2, 4, ... 256, as a mean over three
-seeds, with 0 %, 20 % and 40 % wrong labels. The memory **helps** where ResMem makes at least a third fewer errors
-than the linear map alone (at most 2/3 of them). Write down five numbers (a step of the grid more or less is accepted):
-
-- `clean`: the smallest k at which it helps, with 0 % wrong labels
-- `20 %`: the smallest k at which it helps, with 20 %
-- `20 %, largest`: the largest k at which it helps, with 20 %
-- `40 %`: the smallest k at which it helps, with 40 %
-- `20 %, bandwidth`: with 20 % and k = 256, the smallest bandwidth of 1/64, 1/32, ... 4 at which it helps""",
-    stub="""\
-# Plain numbers, read off your curves: what a call computes is not carried to the grader.
-# A dict with the keys "clean", "20 %", "20 %, largest", "40 %" (numbers of neighbours) and "20 %, bandwidth".
-noise_limits = None""",
-    hints=(
-        "Write `error(noise, seed, k, bandwidth)`: make the digits, fit the map, memorise the training set, and count "
-        "where `memory(test_x).argmax(dim=1)` differs from the test labels. The map alone is `predict(test_x)`.",
-        "`memory = ResMem(predict, lambda x: x, k=k, bandwidth=math.inf)`, then memory.memorize(x, y). Draw the errors "
-        "over k, and two thirds of the map's own error as a level. With a bandwidth, k = 256 is no longer too many.",
-        "With clean labels the nearest neighbour alone does it. With wrong ones it takes a majority of right ones "
-        "among the k: 8 are enough for 20 %, and 40 % take about twice as many. Beyond 32 the neighbours come from so "
-        "far that their mean residual is next to nothing. A bandwidth of a quarter of a pixel's full ink reads about "
-        "the nearest dozen of 256.",
-    ),
     cases=lambda: [()],
-    probe=oracles.within_a_step(oracles.noise_limits),
-    oracle=oracles.noise_limits,
-    mistakes=mistakes.NOISE_LIMITS,
+    variant=limits.NOISE_LIMITS,
+    **limits.NOISE_LIMITS.of_the_course,
 )
 
 ENOUGH_MEMORIES = Exercise(
@@ -241,32 +191,9 @@ ENOUGH_MEMORIES = Exercise(
     points=3,
     minutes=15,
     difficulty="medium",
-    question="""\
-This is the setting of ResMem's theory, and `make_linear(n, d, seed)` above makes it: x is uniform in a ball of d
-dimensions, the target is linear, and the model is linear too, but its norm is bounded at half of what it would
-need. However much data it sees, its risk (mean squared error) stays where it is. Put `ResMem` with k = 1 around it
-and measure the risk for n = 4, 8, 16, ... 8192 memories in d = 2, 4 and 8 dimensions, as a mean over three seeds.
-Write down the smallest n at which the risk is at most a **quarter** of the model's own; and, for d = 4, the same
-for the neighbour alone, `memory.nearest(x)`: that one, predict first, from the n of ResMem and what the chapter says
-of slope and factor. (A factor of two more or less is accepted.)""",
-    stub="""\
-# Plain numbers, read off your curves: what a call computes is not carried to the grader.
-enough_memories = None  # {"d = 2": ..., "d = 4": ..., "d = 8": ..., "d = 4, kNN alone": ...}""",
-    hints=(
-        "Write `risk(n, d, seed)`: `memory = ResMem(predict, lambda x: x, k=1, bandwidth=1.0)`, memorise x and y, and "
-        "take the mean of (memory(queries) - targets) squared. Draw it over n on two logarithmic axes.",
-        "The residual of the nearest memory is off by half of what the target changes on the way to it. The way "
-        "shrinks like n to the power -1/d, so the risk falls like n to the power -2/d: ever more slowly in more "
-        "dimensions. kNN alone stores the whole target, not half of it: its risk at the same n is four times as "
-        "large.",
-        "d = 2 takes about ten memories, d = 4 less than a hundred, d = 8 about a thousand. For kNN alone in d = 4 the "
-        "risk must fall to a sixteenth of ResMem's beginning instead of a quarter, 4 times lower, which by n to the "
-        "power -2/4 takes about 16 times as many.",
-    ),
     cases=lambda: [()],
-    probe=oracles.within_a_step(oracles.enough),
-    oracle=oracles.enough,
-    mistakes=mistakes.ENOUGH_MEMORIES,
+    variant=limits.ENOUGH_MEMORIES,
+    **limits.ENOUGH_MEMORIES.of_the_course,
 )
 
 THREE_ERRORS = Exercise(
@@ -309,6 +236,7 @@ def three_errors(model, train, held_out, test, ks, bandwidths):
     cases=oracles.three_cases,
     probe=oracles.three_probe,
     oracle=oracles.three_oracle,
+    fresh_numbers=False,
     mistakes=mistakes.THREE_ERRORS,
 )
 

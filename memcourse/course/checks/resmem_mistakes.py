@@ -14,90 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memcourse.course.checks.resmem_oracles import LinearClassifier, every_k_loop, predictions
+from memcourse.course.checks.resmem_oracles import LinearClassifier, every_k_loop
 from memcourse.course.exercise import Mistake
 from memcourse.resmem import ResMem
-
-# 5.1 predicted_outputs
-
-
-def but(**wrong: float) -> dict[str, float]:
-    return predictions() | wrong
-
-
-PREDICTED_OUTPUTS = (
-    Mistake(
-        "this is the correction alone: ResMem adds it to the 10 that the model says",
-        but(narrow=6.0, wide=1.0, halving=3.0, far_away=2.25, stored_twice=4.8, interpolates=0.0),
-    ),
-    Mistake(
-        "the sign is turned: a residual is target minus prediction, so a model that said too little is corrected "
-        "upwards",
-        but(narrow=4.0, wide=9.0, halving=7.0, far_away=7.75, stored_twice=5.2),
-    ),
-    Mistake(
-        "this is the exponent of kNN-LM, squared distances: ResMem takes the distance itself",
-        but(
-            halving=10 + (256 * 6 - 3) / 289,  # 1/2, 1/16 and 1/512
-            far_away=16.0,
-            stored_twice=10 + (8 * 6 + 8 * 6) / 17,
-            knn_alone=(256 * 16 + 32 * 10 + 7) / 289,
-        ),
-    ),
-    Mistake(
-        "`narrow` and `wide` are the wrong way round: a narrow bandwidth hears the nearest memory alone, a wide one "
-        "all alike",
-        but(narrow=11.0, wide=16.0),
-    ),
-    Mistake("`narrow` is not no correction: the weights always sum to 1, and the nearest takes all", but(narrow=10.0)),
-    Mistake("`wide` is the sum of the residuals: the weights sum to 1, so it is their mean", but(wide=13.0)),
-    Mistake("`wide` is not no correction: it is the plain mean of the three residuals", but(wide=10.0)),
-    Mistake(
-        "`halving` is not normalised: 1/2, 1/4 and 1/8 are divided by their sum before they weigh anything",
-        but(halving=12.625),
-    ),
-    Mistake("`halving` takes 1, 1/2 and 1/4 as weights: they are divided by their sum, 7/4", but(halving=10 + 21 / 4)),
-    Mistake("`halving` gives the far memory the largest weight: exp(-distance) falls with distance", but(halving=9.0)),
-    Mistake(
-        "`halving` takes squared distances, weights of 1/2, 1/16 and 1/512: ResMem takes the distance itself",
-        but(halving=10 + (256 * 6 - 3) / (256 + 32 + 1)),
-    ),
-    Mistake(
-        "`far_away` is corrected in full: 1000 units more multiply all three weights by the same factor, which "
-        "cancels. ResMem does not know that it is far from home",
-        but(far_away=10.0),
-    ),
-    Mistake(
-        "`far_away` has the ratios 2 : 1 : 1: what counts is how much farther one memory is than another",
-        but(far_away=11.0),
-    ),
-    Mistake(
-        "`far_away` has distances of its own: the second and the third are both one unit farther than the nearest",
-        but(far_away=13.0),
-    ),
-    Mistake(
-        "`stored_twice` reads k = 3 memories, and they are copies now: the two at distance 1, and one at distance 2",
-        but(stored_twice=13.0),
-    ),
-    Mistake(
-        "`stored_twice` has its three nearest at distances 1, 1 and 2, and the one at 2 weighs half of each of the "
-        "others",
-        but(stored_twice=14.0),
-    ),
-    Mistake("`stored_twice` changes nothing about a correction's size: weights sum to 1", but(stored_twice=16.0)),
-    Mistake(
-        "`knn_alone` leaves the model out: the targets 16, 10 and 7 are weighed, and nothing is added to them",
-        but(knn_alone=23.0),
-    ),
-    Mistake("`knn_alone` reads targets, not residuals", but(knn_alone=3.0)),
-    Mistake("`knn_alone` has the weights of `halving`: this is the plain mean of the targets", but(knn_alone=11.0)),
-    Mistake("`knn_alone` has k = 3: this is the target of the nearest alone", but(knn_alone=16.0)),
-    Mistake(
-        "`interpolates` has nothing to add: a model that met every training target left residuals of 0, so ResMem says "
-        "what the model says",
-        but(interpolates=13.0),
-    ),
-)
 
 # 5.2 residual_correction
 
@@ -604,68 +523,6 @@ ERROR_FOR_EVERY_K = (
     Mistake(K_READS, table_of_masks),
 )
 
-# 5.5 noise_limits
-
-
-def limits(clean: float, some: float, largest: float, much: float, bandwidth: float) -> dict[str, float]:
-    return {"clean": clean, "20 %": some, "20 %, largest": largest, "40 %": much, "20 %, bandwidth": bandwidth}
-
-
-NOISE_LIMITS = (
-    Mistake(
-        "with 20 % wrong labels, k = 1 cannot help: one memory in five is wrong, and the nearest alone repeats it. See "
-        "whether the wrong labels are among those that are memorised",
-        limits(1, 1, 32, 1, 0.25),
-    ),
-    Mistake(
-        "the memory helps at every k: is the bandwidth infinite, so that all k weigh the same? With a narrow one the "
-        "nearest is read alone, whatever k",
-        limits(1, 1, 256, 1, 0.25),
-    ),
-    Mistake(
-        "`20 %, largest` is where ResMem still makes fewer errors than the linear map: a third fewer are asked",
-        limits(1, 8, 128, 16, 0.25),
-    ),
-    Mistake(
-        "`20 %, largest` is the k that is best: it helps beyond that, until the neighbours are too far away",
-        limits(1, 8, 8, 16, 0.25),
-    ),
-    Mistake(
-        "`20 %, bandwidth`: at k = 256 a wide bandwidth is too wide, and a narrow one hears the nearest alone. Begin "
-        "from the narrow end",
-        limits(1, 8, 32, 16, 1.0),
-    ),
-)
-
-# 5.6 enough_memories
-
-
-def enough(two: int, four: int, eight: int, alone: int) -> dict[str, int]:
-    return {"d = 2": two, "d = 4": four, "d = 8": eight, "d = 4, kNN alone": alone}
-
-
-ENOUGH_MEMORIES = (
-    *(
-        Mistake(
-            "`d = 4, kNN alone` takes more than ResMem in d = 4: it stores all of y, which is four times the risk at "
-            "the same n, and the quarter is that of the model's risk for both",
-            enough(8, 64, 1024, alone),
-        )
-        for alone in (32, 64, 128)
-    ),
-    Mistake(
-        "this is where the risk is half of the model's own: a quarter is asked",
-        enough(2, 16, 64, 256),
-    ),
-    Mistake(
-        "this is where the root of the risk is a quarter of the model's: the risk is the mean of the squares",
-        enough(32, 1024, 8192, 8192),
-    ),
-    Mistake(
-        "the dimension makes no difference here: is x made anew for each d?",
-        enough(64, 64, 64, 1024),
-    ),
-)
 
 # 5.7 three_errors
 

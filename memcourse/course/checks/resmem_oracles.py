@@ -6,8 +6,6 @@ The oracles are the equations in NumPy float64, one number at a time: no library
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -34,35 +32,6 @@ def nearest(query: Array, keys: Array, k: int) -> tuple[list[float], list[int]]:
     """The distances and the rows of the k nearest keys, nearest first."""
     found = sorted((math.sqrt(sum((query - key) ** 2)), row) for row, key in enumerate(keys))[:k]
     return [distance for distance, _ in found], [row for _, row in found]
-
-
-# 5.1 predicted_outputs
-
-MODEL, DISTANCES, TARGETS = 10.0, (1.0, 2.0, 3.0), (16.0, 10.0, 7.0)
-
-
-def predictions() -> dict[str, float]:
-    """A model that says 10 everywhere, and three memories at distances 1, 2, 3 with targets 16, 10, 7."""
-    halving = 1 / math.log(2)  # the bandwidth at which a weight halves with each unit of distance
-
-    def said(
-        distances: Sequence[float] = DISTANCES,
-        held: Sequence[float] = [target - MODEL for target in TARGETS],
-        bandwidth: float = halving,
-        model: float = MODEL,
-    ) -> float:
-        return model + float(read(np.array(distances), np.array(held)[:, None], bandwidth)[0])
-
-    twice = sorted(2 * list(zip(DISTANCES, [target - MODEL for target in TARGETS], strict=True)))[:3]
-    return {
-        "narrow": said(bandwidth=1e-3),
-        "wide": said(bandwidth=1e9),
-        "halving": said(),
-        "far_away": said([1001.0, 1002.0, 1002.0]),
-        "stored_twice": said([distance for distance, _ in twice], [residual for _, residual in twice]),
-        "knn_alone": said(held=TARGETS, model=0.0),
-        "interpolates": said(held=[0.0, 0.0, 0.0]),
-    }
 
 
 # 5.2 residual_correction
@@ -209,135 +178,6 @@ def at_least_five_times_as_fast_as_the_loop(answer: Any) -> None:
             f"the same numbers as the loop, at {ratio:.1f} times its speed; at least {SPEED_UP} times is asked. "
             f"A loop that makes each of the {K} means afresh is too slow, and so is a table of {K} x {K}"
         )
-
-
-# 5.5 noise_limits
-
-NEIGHBORS = [2**i for i in range(9)]  # 1, 2, ... 256
-BANDWIDTHS = [2.0**i for i in range(-6, 3)]  # 1/64 ... 4
-SEEDS = 3
-FEWER = 2 / 3  # at least a third fewer errors than the model alone
-
-
-@cache
-def noise_limits() -> dict[str, float]:
-    """Where a linear model of digits with a memory makes at least a third fewer errors than without."""
-    clean, some, much = (_errors_by_k(noise) for noise in (0.0, 0.2, 0.4))
-    return {
-        "clean": _helpful(clean)[0],
-        "20 %": _helpful(some)[0],
-        "20 %, largest": _helpful(some)[-1],
-        "40 %": _helpful(much)[0],
-        "20 %, bandwidth": _helpful(_errors_by_bandwidth(0.2))[0],
-    }
-
-
-def _helpful(errors: dict[float, float]) -> list[float]:
-    """Of {k or bandwidth: error, 0: the model's own}, those that help, in order."""
-    return [value for value, error in errors.items() if value and error <= FEWER * errors[0]]
-
-
-def _errors_by_k(noise: float) -> dict[float, float]:
-    return _errors(noise, {k: np.full((len(_distances()[0]), k), 1 / k) for k in NEIGHBORS})
-
-
-def _errors_by_bandwidth(noise: float) -> dict[float, float]:
-    beyond = _distances()[0] - _distances()[0][:, :1]
-    weights = {bandwidth: np.exp(-beyond / bandwidth) for bandwidth in BANDWIDTHS}
-    return _errors(noise, {bandwidth: w / w.sum(axis=1, keepdims=True) for bandwidth, w in weights.items()})
-
-
-def _errors(noise: float, weights: dict[float, Array]) -> dict[float, float]:
-    """The share of wrong test digits, a mean over seeds, for each of the weights (queries, k); under 0 without any."""
-    (x, labels), (queries, truth) = _digits()
-    _, rows = _distances()
-    found = dict.fromkeys([0.0, *weights], 0.0)
-    for seed in range(SEEDS):
-        generator = np.random.default_rng(seed)
-        wrong = generator.random(len(labels)) < noise
-        flipped = np.where(wrong, (labels + generator.integers(1, 10, len(labels))) % 10, labels)
-        y = np.eye(10)[flipped]
-        with_one, queries_with_one = (np.c_[part, np.ones(len(part))] for part in (x, queries))
-        map_ = np.linalg.solve(with_one.T @ with_one + np.eye(65), with_one.T @ y)
-        prediction = queries_with_one @ map_  # (queries, 10)
-        residuals = (y - with_one @ map_)[rows]  # (queries, 256, 10)
-        for value, weight in {0.0: np.zeros((len(rows), 1)), **weights}.items():
-            said = prediction + (weight[:, None] @ residuals[:, : weight.shape[1]])[:, 0]
-            found[value] += float((said.argmax(axis=1) != truth).mean()) / SEEDS
-    return found
-
-
-@cache
-def _digits() -> tuple[tuple[Array, Labels], tuple[Array, Labels]]:
-    from memcourse.corpora import digits
-
-    train, test = ((part.images.flatten(1).double().numpy() / 16, part.labels.numpy()) for part in digits())
-    return train, test
-
-
-@cache
-def _distances() -> tuple[Array, Labels]:
-    """Of every test digit to its 256 nearest training digits, and which they are: (queries, 256), twice."""
-    (x, _), (queries, _) = _digits()
-    squared = (queries**2).sum(axis=1)[:, None] - 2 * queries @ x.T + (x**2).sum(axis=1)
-    rows = squared.argsort(axis=1)[:, :256]
-    return np.sqrt(np.take_along_axis(squared, rows, axis=1).clip(min=0)), rows
-
-
-# 5.6 enough_memories
-
-MEMORIES = [2**i for i in range(2, 14)]  # 4, 8, ... 8192
-NORM = 0.5  # of the model; the target's is 1
-
-
-@cache
-def enough() -> dict[str, int]:
-    """The smallest n at which the risk is at most a quarter of the model's own."""
-    return {
-        "d = 2": _enough(2, 1 - NORM),
-        "d = 4": _enough(4, 1 - NORM),
-        "d = 8": _enough(8, 1 - NORM),
-        "d = 4, kNN alone": _enough(4, 1.0, model=0.0),
-    }
-
-
-def _enough(d: int, stored: float, model: float = NORM) -> int:
-    """For a memory that holds `stored` times the target, beside a model that says `model` times the target."""
-    return next(n for n in MEMORIES if _risk(n, d, stored, model) <= 0.25 * (1 - NORM) ** 2)
-
-
-def _risk(n: int, d: int, stored: float, model: float) -> float:
-    """Mean squared error with the nearest memory, over that of saying 0; the target is the first coordinate."""
-    risks = []
-    for seed in range(5):
-        generator = np.random.default_rng(seed)
-        x, queries = _ball(generator, n, d), _ball(generator, 512, d)
-        squared = (queries**2).sum(axis=1)[:, None] - 2 * queries @ x.T + (x**2).sum(axis=1)
-        said = model * queries[:, 0] + stored * x[squared.argmin(axis=1), 0]
-        risks.append(((said - queries[:, 0]) ** 2).mean() / (queries[:, 0] ** 2).mean())
-    return float(np.mean(risks))
-
-
-def _ball(generator: np.random.Generator, n: int, d: int) -> Array:
-    """n points, uniform in the unit ball of d dimensions."""
-    x = generator.standard_normal((n, d))
-    return x / np.linalg.norm(x, axis=1, keepdims=True) * generator.random((n, 1)) ** (1 / d)
-
-
-def within_a_step(limits: Callable[[], dict[str, Any]]) -> Callable[[Any], Any]:
-    """The probe of numbers read off a curve: one within a factor of two of its limit, a step, counts as the limit."""
-
-    def probe(answer: Any) -> Any:
-        if not isinstance(answer, dict):
-            return answer
-        return {name: _limit_if_near(number, limits().get(name)) for name, number in answer.items()}
-
-    return probe
-
-
-def _limit_if_near(number: Any, limit: float | None) -> Any:
-    near = isinstance(number, int | float) and limit is not None and limit / 2 <= number <= 2 * limit
-    return limit if near else number
 
 
 # 5.7 three_errors

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from memcourse.course.checks import transformer_fam_mistakes as mistakes
 from memcourse.course.checks import transformer_fam_oracles as oracles
+from memcourse.course.checks import transformer_fam_variants as variants
 from memcourse.course.checks.attention_oracles import call, itself
 from memcourse.course.exercise import Exercise
 
@@ -19,35 +20,10 @@ PREDICTED_REACH = Exercise(
     points=3,
     minutes=10,
     difficulty="easy",
-    question="""\
-Seven whole numbers about blocks, windows and feedback. Predict them with pencil and paper. Blocks, and the tokens of a
-block, are counted from 1. A token looks at itself too.""",
-    stub="""\
-# A dict of seven numbers.  Of one FeedbackBlock with block_len=5, n_feedback=2, n_past_blocks=1, d_model=12:
-#   "keys"           the number of keys that the third token of block 7 looks at
-#   "first_keys"     the same for the third token of block 1
-#   "feedback_keys"  the number of keys that a feedback vector looks at, when block 7 has ended
-#   "state"          the numbers in the state of one row when block 7 has ended: feedback, past keys and past values
-# Of a stack of layers:
-#   "window_reach"   3 layers, each a window of 16 tokens (a token and the 15 before it), no memory: how many tokens
-#                    back the farthest token stands that can reach an output (1: the token before the output's own)
-#   "earliest"       4 layers with n_past_blocks=2 and n_feedback=0: the number of the first block that can reach a
-#                    token of block 20
-#   "earliest_with_feedback"   the same with n_past_blocks=0 and n_feedback=1
-predicted_reach = None  # {"keys": ..., "first_keys": ..., ...}""",
-    hints=(
-        "Write the columns down: past blocks that exist, feedback, the own block up to the token. Which of the three "
-        "does the feedback itself look at? For a stack, go one layer down at a time: who was seen by those who are "
-        "seen?",
-        "At a block's end the open block is empty: the state is the feedback, and keys and values (two numbers for "
-        "each feature) of the past blocks. A layer adds the same distance each time, however far one has come.",
-        "keys 5 + 2 + 3; first_keys lacks the past block, for there is none; feedback_keys 2 + 5; state 2 * 12 + 2 * 5 "
-        "* 12; window_reach 3 * 15; earliest 20 - 4 * 2; feedback hands on what it has, block after block, to the end.",
-    ),
     cases=lambda: [()],
     probe=itself,
-    oracle=oracles.predictions,
-    mistakes=mistakes.PREDICTED_REACH,
+    variant=variants.PREDICTED_REACH,
+    **variants.PREDICTED_REACH.of_the_course,
 )
 
 WHO_MAY_LOOK = Exercise(
@@ -412,6 +388,7 @@ class MyMemory(SequenceMemory):
     mistakes=mistakes.MY_MEMORY,
     properties=(
         oracles.None_is_the_initial_state,
+        oracles.the_state_has_the_dtype_that_is_asked_for,
         oracles.no_token_sees_a_later_one,
         oracles.chunks_give_what_the_whole_gives,
         oracles.what_was_early_can_still_be_read_late,

@@ -17,88 +17,9 @@ from torch import Tensor, nn
 from memcourse.course.checks.attention_mistakes import instead
 from memcourse.course.checks.attention_oracles import Parameters
 from memcourse.course.checks.lm2_mistakes import interleaved, mixed_back, right_merge, right_split, transposed, viewed
-from memcourse.course.checks.transformer_fam_oracles import ILL, INNER, SUSPECTS, Update, predictions, token_loop
+from memcourse.course.checks.transformer_fam_oracles import ILL, INNER, SUSPECTS, Update, token_loop
 from memcourse.course.exercise import Mistake
 from memcourse.memory import SequenceMemory
-
-# 8.1 predicted_reach
-
-# (question, wrong answer, what is wrong): one at a time, and two together
-ONE_BY_ONE = (
-    ("keys", 8.0, "`keys` leaves the feedback out: its two vectors are keys as all others"),
-    ("keys", 5.0, "`keys` leaves the past block out: one is kept, with five tokens"),
-    ("keys", 12.0, "`keys` counts the whole own block: a token looks at its own block up to itself"),
-    ("keys", 9.0, "`keys` leaves the token itself out: it looks at itself too"),
-    ("first_keys", 10.0, "`first_keys` counts a block before the first: there is none"),
-    (
-        "first_keys",
-        3.0,
-        "`first_keys` leaves the feedback out: block 1 reads the first value that every layer has as a parameter",
-    ),
-    (
-        "feedback_keys",
-        5.0,
-        "`feedback_keys` leaves the feedback out: it looks at itself, or it could not be carried on",
-    ),
-    (
-        "feedback_keys",
-        12.0,
-        "`feedback_keys` counts the past block: the feedback looks at itself and at the block that has ended",
-    ),
-    ("feedback_keys", 10.0, "`feedback_keys` counts past block or tokens twice: it is the feedback and one block"),
-    ("state", 84.0, "`state` counts one tensor of the past block: the library keeps its keys and its values"),
-    ("state", 24.0, "`state` leaves the past block out: its keys and values are kept for the next block"),
-    ("state", 120.0, "`state` leaves the feedback out"),
-    (
-        "state",
-        264.0,
-        "`state` counts the block that has ended twice: its keys and values move to the past, and the open block is "
-        "empty",
-    ),
-    ("window_reach", 15.0, "`window_reach` is what one layer sees: each layer adds as much again"),
-    (
-        "window_reach",
-        48.0,
-        "`window_reach` counts the token itself in each layer: a window of 16 goes back by 15",
-    ),
-    ("earliest", 18.0, "`earliest` is what one layer sees: each of the four goes two blocks further back"),
-    (
-        "earliest",
-        8.0,
-        "`earliest` counts the own block as a step back: a layer goes back by the past blocks it looks at, and no "
-        "further",
-    ),
-    ("earliest", 11.0, "`earliest` goes one block too far: block 20 minus four times two"),
-    (
-        "earliest_with_feedback",
-        20.0,
-        "`earliest_with_feedback` forgets the feedback: block 20 reads what block 19 left, which had read what block "
-        "18 "
-        "left, and so on",
-    ),
-    (
-        "earliest_with_feedback",
-        16.0,
-        "`earliest_with_feedback` goes back one block a layer: in one and the same layer the feedback is handed from "
-        "block to block, as far as the text goes",
-    ),
-    (
-        "earliest_with_feedback",
-        19.0,
-        "`earliest_with_feedback` stops at the block before: its feedback has that of the block before it in it",
-    ),
-)
-
-
-def combined() -> Iterator[Mistake]:
-    """Each wrong answer alone, and each two of the first of them, to different questions."""
-    first = {question: (question, number, says) for question, number, says in reversed(ONE_BY_ONE)}
-    for some in (*((one,) for one in ONE_BY_ONE), *combinations(first.values(), 2)):
-        says = "; ".join(sentence for _, _, sentence in some)
-        yield Mistake(says, predictions() | {question: number for question, number, _ in some})
-
-
-PREDICTED_REACH = tuple(combined())
 
 # 8.2 who_may_look
 
@@ -1024,6 +945,11 @@ class Growing(Mine):
         return weights @ value, (tokens,)
 
 
+class AlwaysFloat32(Mine):
+    def initial_state(self, batch_size: int, *, device: Any = None, dtype: Any = None) -> Any:
+        return (torch.zeros(batch_size, self.config["d_model"], device=device),)
+
+
 class NoConfig(Mine):
     def __init__(self, d_model: int) -> None:
         super().__init__(d_model)
@@ -1081,6 +1007,7 @@ MY_MEMORY = (
         instead(Mine, result=lambda self, x, h, state: (self.out(h[:, -1:].expand_as(h)), (h[:, -1],))),
     ),
     Mistake("the running state lives on the module, and is carried into the next, unrelated text", OnSelf),
+    Mistake("initial_state does nothing with its `dtype`: zeros take it, torch.zeros(..., dtype=dtype)", AlwaysFloat32),
     Mistake(
         AFRESH,
         instead(Mine, start=lambda self, state: torch.zeros_like(state[0])),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from memcourse.course.checks.attention_oracles import Array, Parameters, random, with_parameters
 from memcourse.course.checks.gated_oracles import sigmoid
 from memcourse.course.checks.lm2_oracles import attended, matrices, times
 from memcourse.course.checks.timing import times_as_fast
 from memcourse.course.exercise import Wrong
+from memcourse.course.runner.meters import measured, uncounted
+from memcourse.course.runner.portable import portable
 from memcourse.memory import SequenceMemory, detach, leaves, n_bytes
 from memcourse.threads import one_thread
 
@@ -32,54 +32,6 @@ EPSILON = float(torch.finfo(torch.float32).eps)  # that of a norm without one of
 
 def normed(rows: Array, weight: Array | float = 1.0) -> Array:
     return np.array([row / math.sqrt((row * row).mean() + EPSILON) * weight for row in rows]).reshape(rows.shape)
-
-
-# 8.1 predicted_reach
-
-
-@cache
-def _predictions() -> dict[str, float]:
-    return {
-        "keys": float(sum(_sees(block=7, place=3, block_len=5, n_feedback=2, n_past=1))),
-        "first_keys": float(sum(_sees(block=1, place=3, block_len=5, n_feedback=2, n_past=1))),
-        "feedback_keys": float(2 + 5),
-        "window_reach": float(_window_reach(layers=3, window=16)),
-        "earliest": float(_earliest_block(layers=4, block=20, n_past=2, n_feedback=0)),
-        "earliest_with_feedback": float(_earliest_block(layers=4, block=20, n_past=0, n_feedback=1)),
-        "state": float(2 * 12 + 2 * (1 * 5) * 12),
-    }
-
-
-def predictions() -> dict[str, float]:
-    return dict(_predictions())
-
-
-def _sees(block: int, place: int, block_len: int, n_feedback: int, n_past: int) -> tuple[int, int, int]:
-    """How many keys of past blocks, feedback and own block a token looks at; blocks and places from 1."""
-    past = [other for other in range(1, block) if other >= block - n_past]
-    return len(past) * block_len, n_feedback, len([other for other in range(1, block_len + 1) if other <= place])
-
-
-def _window_reach(layers: int, window: int, length: int = 100) -> int:
-    """From how many tokens back something comes, through windows of the token itself and those before it."""
-    reached = {length}
-    for _ in range(layers):
-        reached = {s for t in reached for s in range(t - window + 1, t + 1)}
-    return length - min(reached)
-
-
-def _earliest_block(layers: int, block: int, n_past: int, n_feedback: int) -> int:
-    """The first block that reaches a token of `block` at the top: what each block knows, layer by layer."""
-    knows = {b: {b} for b in range(1, block + 1)}
-    for _ in range(layers):
-        above: dict[int, set[int]] = {}
-        feedback: set[int] = set()
-        for b in knows:
-            above[b] = set().union(*(knows[o] for o in range(max(1, b - n_past), b + 1)), feedback)
-            if n_feedback:
-                feedback = feedback | knows[b]
-        knows = above
-    return min(knows[block])
 
 
 # 8.2 who_may_look
@@ -247,6 +199,7 @@ def blocks_cases() -> list[tuple[Any, ...]]:
     ]
 
 
+@portable()
 def updater(p: Parameters) -> Update:
     """What 8.5 hands over as `update`: (B, F, D), (B, L, D) -> (B, F, D)."""
 
@@ -320,30 +273,10 @@ def the_feedback_is_updated_once_a_block(answer: Any) -> None:
         )
 
 
-class _Calls(TorchFunctionMode):
-    """Counts the calls of torch, while `counting`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.n, self.counting = 0, True
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.n += self.counting
-        return function(*args, **(kwargs or {}))
-
-
 def _calls(answer: Any, blocks: int) -> int:
     E, feedback, W, update, block_len = _timed_case()
-
-    def uncounted(before: Tensor, block: Tensor) -> Tensor:
-        calls.counting = False
-        after = update(before, block)
-        calls.counting = True
-        return after
-
-    with torch.no_grad(), _Calls() as calls:
-        answer(E[:, : blocks * block_len], feedback, W, uncounted, block_len)
-    return calls.n
+    with torch.no_grad():
+        return measured("torch calls", answer, E[:, : blocks * block_len], feedback, W, uncounted(update), block_len)
 
 
 def the_reads_take_no_step_for_each_block(answer: Any) -> None:
@@ -613,6 +546,16 @@ def None_is_the_initial_state(answer: Any) -> None:
                 "called again with the same x and with no state, or with initial_state(batch_size), it gives other "
                 "numbers than the first time: the running state belongs into the state, never on self"
             )
+
+
+def the_state_has_the_dtype_that_is_asked_for(answer: Any) -> None:
+    start = _made(answer).initial_state(B_MINE, dtype=torch.float64)
+    others = {leaf.dtype for leaf in leaves(start).values() if leaf.is_floating_point()} - {torch.float64}
+    if others:
+        raise Wrong(
+            f"initial_state({B_MINE}, dtype=torch.float64) gives {others.pop()}: in any precision but float32, the "
+            "second chunk refuses the state that the first one gave"
+        )
 
 
 def chunks_give_what_the_whole_gives(answer: Any) -> None:

@@ -16,9 +16,9 @@ from typing import Any
 
 from memcourse.course.exercise import Exercise, Report
 from memcourse.course.fresh import on_fresh_numbers
+from memcourse.course.left_out import left_out
 from memcourse.course.runner import confine
 from memcourse.course.runner.traces import error_text, own_line
-from memcourse.course.sandbox import kit
 from memcourse.course.sandbox.session import Ended, SandboxFault, Session, Stopped, opened, strongest
 from memcourse.course.statements import Definition
 
@@ -57,8 +57,7 @@ def run(
     level = _offered(level)
     limit = exercise.time_limit if seconds is None else seconds
     limits = asdict(confine.Limits(memory_bytes=memory_bytes, cpu_seconds=int(limit) + 10))
-    without = kit.left_out(exercise)
-    with opened(without, level=level, seconds=limit, limits=limits, folder=folder, stop=stop) as session:
+    with opened(left_out(exercise), level=level, seconds=limit, limits=limits, folder=folder, stop=stop) as session:
         report = _checked(exercise, closure, session)
     if session.stopped:
         raise Stopped

@@ -18,28 +18,13 @@ import numpy
 import torch
 
 import memcourse
-from memcourse.course.checks import CHAPTERS, exercises
-from memcourse.course.exercise import Exercise
 
 HERE = Path(__file__).parent
-TAUGHT_WITH = {"lm2": ("rmt",), "infini_attention": ("memorizing",)}  # chapters that teach two modules
 LEFT_OUT = """\
 raise ImportError(
     "memcourse.{module} is what this chapter teaches, and grading leaves it out: write the answer without it"
 )
 """
-
-
-def left_out(exercise: Exercise) -> tuple[str, ...]:
-    """The modules of the library that an answer to this exercise cannot import: those that its chapter teaches.
-
-    Where the exercise is to use the library, there are none.
-    """
-    if exercise.kind == "use the library":
-        return ()
-    slug = next(CHAPTERS[chapter] for chapter in CHAPTERS if any(e.id == exercise.id for e in exercises(chapter)))
-    taught = (slug, *TAUGHT_WITH.get(slug, ()))
-    return tuple(name for name in taught if (Path(memcourse.__file__).parent / f"{name}.py").exists())
 
 
 @cache

@@ -13,7 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from memcourse.course.sandbox import kit
 from memcourse.course.sandbox.stand_ins import Asking
 
 STARTUP = 120.0  # seconds; a cold disk and an old laptop take twenty to import torch
+Process = tuple[int, Callable[[float], int | None]]  # its number, and what ends it and says how it ended
 FORKS = hasattr(os, "fork")
 START = """
 import json, socket, sys
@@ -36,19 +37,6 @@ from runner import zygote
 link = sys.stdin.buffer.read()
 link = socket.fromshare(link) if sys.platform == "win32" else socket.socket(fileno=int(link))
 getattr(zygote, settings["function"])(link, *sys.argv[2:])
-"""
-
-
-ECHO = """
-class Echo:
-    def keep(self, result):
-        self.result = result
-
-    def __call__(self, *given):
-        return self.result
-
-
-echo = Echo()
 """
 
 
@@ -76,7 +64,7 @@ class Zygote:
             self.closed()
             raise SandboxFault("The process that grades the answer did not start.")
 
-    def run(self, link: socket.socket, order: dict[str, Any]) -> Callable[[float], int | None]:
+    def run(self, link: socket.socket, order: dict[str, Any]) -> Process:
         """A new process that serves on `link`; what ends it, at the latest after some seconds, and says how it ended.
 
         The exit code, or minus the signal; None where it had to be killed, or has killed the server.
@@ -92,7 +80,7 @@ class Zygote:
                 self.closed()
                 return None
 
-        return end
+        return pid, end
 
     @property
     def alive(self) -> bool:
@@ -125,7 +113,7 @@ def _zygote(folder: Path) -> Zygote:
     return _zygotes[folder]
 
 
-def run_alone(folder: Path, link: socket.socket, order: dict[str, Any]) -> Callable[[float], int | None]:
+def run_alone(folder: Path, link: socket.socket, order: dict[str, Any]) -> Process:
     """`Zygote.run` where no process can be forked (Windows): each answer loads torch again."""
     process = _start(folder, "alone", link, json.dumps(order))
 
@@ -136,7 +124,7 @@ def run_alone(folder: Path, link: socket.socket, order: dict[str, Any]) -> Calla
         process.wait()
         return None
 
-    return end
+    return process.pid, end
 
 
 def _start(folder: Path, function: str, link: socket.socket, *more: str) -> subprocess.Popen[bytes]:
@@ -229,7 +217,7 @@ def opened(
     confine.shield()  # else an answer of the same user could write into this process's memory
     place = kit.make(without)
     with tempfile.TemporaryDirectory(prefix="memcourse-", ignore_cleanup_errors=True) as scratch:
-        end, link = _begun(place, level, limits, scratch, folder)
+        (pid, end), link = _begun(place, level, limits, scratch, folder)
         patience = 0.0
         try:
             connection = Connection(link, None if stop is None else lambda: _unless_stopped(stop))
@@ -238,8 +226,10 @@ def opened(
             if "fault" in first:
                 raise SandboxFault(str(first["fault"]))
             session = Session(connection, seconds)
+            session.clock = clock_of(pid, level)
             with ExitStack() as beside:
-                session.echo = lambda: _echo(beside, without, level, limits)
+                same = partial(opened, without, level=level, seconds=STARTUP, limits=limits, folder=None)
+                session.another = lambda: beside.enter_context(same())
                 yield session
             patience = 1.0 if session.fault == "It ended" else 0.0
         finally:
@@ -252,16 +242,24 @@ def opened(
             session.fault = _how_it_ended(code)
 
 
-def _echo(beside: ExitStack, without: tuple[str, ...], level: str, limits: dict[str, int]) -> Any:
-    """A process that gives back what it was told to keep, confined as the answer's is."""
-    session = beside.enter_context(opened(without, level=level, seconds=60, limits=limits, folder=None))
-    return session.define([{"source": ECHO, "cell": 1, "line": 1, "flags": 0}], "echo")
+def clock_of(pid: int, level: str) -> Callable[[], float]:
+    """Seconds of computing of an answer's process, which a busy machine does not change; else, of the wall's clock.
+
+    Linux keeps such a clock for every process.  It knows nothing of processes that an answer starts, so where an answer
+    can start any, it is not asked.
+    """
+    if sys.platform != "linux" or level == "limits":
+        return time.perf_counter
+    while children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        pid = int(children[0])  # those above it wait for it
+    number = ~pid << 3 | 2  # see clock_getcpuclockid
+    return lambda: time.clock_gettime(number)
 
 
 def _begun(
     place: Path, level: str, limits: dict[str, int], scratch: str, folder: Path | None
-) -> tuple[Callable[[float], int | None], socket.socket]:
-    """A process for an answer: what ends it, and the socket to it."""
+) -> tuple[Process, socket.socket]:
+    """A process for an answer, and the socket to it."""
     seen = [str(folder.resolve())] if folder else []
     order = {
         "level": level,

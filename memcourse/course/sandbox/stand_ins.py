@@ -7,9 +7,9 @@ train and count them; the module there is a function of (parameters, inputs).
 from __future__ import annotations
 
 import inspect
+import time
 import types
 from collections.abc import Callable, Sequence
-from timeit import timeit
 from typing import Any
 
 import torch
@@ -22,6 +22,26 @@ from memcourse.course.runner.wire import BadMessage
 from memcourse.memory import SequenceMemory
 
 DEEPEST = 32  # modules in modules
+TWIN = """
+from __future__ import annotations
+import math
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+{source}
+
+class Twin:
+    run = staticmethod({name})
+
+    def keep(self, result):
+        self.result = result
+
+    def echo(self, *given):
+        return self.result
+
+there = Twin()
+"""
 
 
 class Asking(Peer):
@@ -30,7 +50,8 @@ class Asking(Peer):
     def __init__(self, connection: Any) -> None:
         super().__init__(connection)
         self.known: dict[int, Any] = {}  # number -> what stands for it
-        self.echo: Callable[[], RemoteFunction] | None = None  # from a process of its own, with nothing in it but that
+        self.clock: Callable[[], float] = time.perf_counter
+        self.another: Callable[[], Asking]  # a process of the same kind
 
     def define(self, definitions: Sequence[dict[str, Any]], name: str) -> Any:
         """Build the answer there; the answer, or what stands for it."""
@@ -153,12 +174,30 @@ class RemoteFunction(Remote):
             raise BadMessage("a reading that is no number")
         return reading
 
-    def on_the_way(self, case: Sequence[Any], result: Any) -> float:
-        """Seconds that a case takes to an answer's process and its result back: the least of several."""
-        assert self._peer.echo is not None
-        echo = self._peer.echo()
-        echo.keep(result)
-        return min(timeit(lambda: echo(*case), number=1) for _ in range(20))
+    def clock(self) -> float:
+        """Seconds that the answer has taken, from some moment on."""
+        return self._peer.clock()
+
+    def twin(self, plain: Callable[..., Any]) -> Twin:
+        """This function in another process, confined as the answer's is: two that are timed alike."""
+        return Twin(self._peer.another(), plain)
+
+
+class Twin:
+    """A function of the course's in a process of its own.
+
+    run    the function
+    echo   from a result: a function that takes what `run` takes, does nothing, and gives this result
+    """
+
+    def __init__(self, peer: Asking, plain: Callable[..., Any]) -> None:
+        source = TWIN.format(source=inspect.getsource(plain), name=plain.__name__)
+        self._there = peer.define([{"source": source, "cell": 1, "line": 1, "flags": 0}], "there")
+        self.run, self._echo = self._there.run, self._there.echo
+
+    def echo(self, result: Any) -> RemoteFunction:
+        self._there.keep(result)
+        return self._echo
 
 
 class RemoteParts(nn.Module):
