@@ -7,6 +7,7 @@ import json
 import linecache
 import re
 import sys
+import time
 import traceback
 import warnings
 
@@ -365,3 +366,14 @@ def test_without_nbformat_there_is_a_command(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "nbformat", None)
     with pytest.raises(NotACourseNotebook, match="pip install 'memcourse\\[course\\]'"):
         read(tmp_path / "a.ipynb")
+
+
+def test_a_cell_of_many_statements_is_read_in_proportion():
+    def seconds(n):
+        cell = "\n".join(f"x{i} = {i}" for i in range(n))
+        start = time.process_time()
+        assert len(collect([cell]).carried) == n
+        return time.process_time() - start
+
+    seconds(10)
+    assert seconds(4000) < 16 * seconds(500)  # a hostile notebook would take the grader's time: 64 where it is squared

@@ -139,6 +139,13 @@ def test_a_name_that_grading_does_not_carry_is_warned_about(shell, capsys):
     assert "the answer leans on `scale`, which grading does not carry: it carries imports, functions" in about
 
 
+@pytest.mark.parametrize("line", ["from memcourse.attention import attend", "from memcourse import attend"])
+def test_an_answer_that_imports_what_it_should_write_is_told_that_grading_does_not_have_it(shell, capsys, line):
+    shell.run(line, "def attention_weights(query, key):\n    return attend(query, key, key)[1]", CHECK)
+    said = capsys.readouterr().out
+    assert "checks passed" in said and "grading leaves out memcourse.attention, which this chapter teaches" in said
+
+
 def test_an_answer_that_passes_only_in_the_notebook_is_told_so(shell, capsys):
     """Grading sees definitions, and not what later statements make of them."""
     shell.run("import torch", 'settings = {"power": 2}', RIGHT.replace("0.5", 'settings["power"]'))

@@ -29,6 +29,7 @@ from memcourse.course.statements import (
     bound,
     definitions,
     fault,
+    lines_of,
     text_of,
     without_magics,
 )
@@ -155,23 +156,24 @@ def collect(cells: Sequence[str]) -> Definitions:
     carried: list[Definition] = []
     not_carried: list[NotCarried] = []
     unparsed: list[DoesNotParse] = []
-    parsed: list[tuple[int, str, ast.stmt]] = []
+    parsed: list[tuple[int, str, list[bytes], ast.stmt]] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a learner's "\d" is no concern of the grader's stderr
         for number, cell in enumerate(cells, start=1):
             try:
                 source = without_magics(cell)
-                parsed += [(number, source, statement) for statement in ast.parse(source).body]
+                lines = lines_of(source)
+                parsed += [(number, source, lines, statement) for statement in ast.parse(source).body]
             except DOES_NOT_PARSE as error:
                 unparsed.append(fault(cell, number, error))
         future = any(
             isinstance(statement, ast.ImportFrom)
             and statement.module == "__future__"
             and "annotations" in bound(statement)
-            for _, _, statement in parsed
+            for *_, statement in parsed
         )
-        for number, source, statement in parsed:
-            text, line = text_of(source, statement)
+        for number, source, lines, statement in parsed:
+            text, line = text_of(lines, statement)
             try:
                 found = list(definitions(statement, text, number, line, future))
                 names = () if found else bound(statement)

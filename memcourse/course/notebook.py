@@ -167,6 +167,7 @@ def _differs_in_grading(exercise: Exercise, answer: Any, report: Report) -> Iter
     if shell is None or report.outcome == "not attempted":
         return
     from memcourse.course.answers import collect
+    from memcourse.course.left_out import imported_all_the_same
 
     names = shell.user_ns
     if exercise.asks_for_code and names.get(name) is not answer:
@@ -185,6 +186,8 @@ def _differs_in_grading(exercise: Exercise, answer: Any, report: Report) -> Iter
             yield f"the answer leans on `{missing}`, which grading does not carry: it carries {CARRIED}."
         else:
             yield f"`{missing}` is neither defined nor imported in this notebook."
+    for module in imported_all_the_same(exercise, definitions.closure(name)):
+        yield f"grading leaves out memcourse.{module}, which this chapter teaches: write the answer without it."
     if exercise.time_limit <= QUICK:
         yield from _rebuilt(exercise, definitions, report)
 

@@ -6,7 +6,7 @@ import __future__
 import ast
 import re
 import symtable
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from memcourse.course.runner.building import compiled
@@ -22,6 +22,7 @@ ARITHMETIC = ast.UnaryOp | ast.BinOp | ast.BoolOp | ast.Compare | ast.IfExp
 OPERATORS = ast.unaryop | ast.operator | ast.boolop | ast.cmpop
 # Cell magics that run their cell as Python, in the notebook's own names.
 PYTHON_CELL_MAGICS = ("time", "capture", "prun")
+LONGEST_LINE = 200  # characters of it that a message shows
 COMPREHENSIONS = ("listcomp", "setcomp", "dictcomp", "genexpr")
 # What the parser raises on odd text.
 DOES_NOT_PARSE = (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError)
@@ -108,15 +109,24 @@ def fault(source: str, cell: int, error: BaseException, statement: ast.stmt | No
     patterns = r"(?m)^[ \t]*(?:async[ \t]+)?(?:def|class)[ \t]+(\w+)|^(\w+)[ \t]*(?::[^=\n]+)?=(?!=)"
     names = dict.fromkeys(one or two for one, two in re.findall(patterns, "\n".join(lost)))
     message = error.msg if isinstance(error, SyntaxError) else str(error) or type(error).__name__
-    return DoesNotParse(tuple(names), cell, line, lines[line - 1].rstrip() if line <= len(lines) else "", message)
+    text = lines[line - 1].rstrip() if line <= len(lines) else ""
+    return DoesNotParse(tuple(names), cell, line, text[:LONGEST_LINE], message[:LONGEST_LINE])
 
 
-def text_of(source: str, statement: ast.stmt) -> tuple[str, int]:
+def lines_of(source: str) -> list[bytes]:
+    """The lines of a cell as Python counts them, and as it counts columns: in bytes."""
+    return re.sub("\r\n?", "\n", source).encode().split(b"\n")
+
+
+def text_of(lines: Sequence[bytes], statement: ast.stmt) -> tuple[str, int]:
     """The statement as it is written, decorators and comments included, and its first line."""
-    if not isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        return ast.get_source_segment(source, statement) or "", statement.lineno  # `a = 1; b = 2` share a line
-    first = min([statement.lineno, *(decorator.lineno for decorator in statement.decorator_list)])
-    return "\n".join(source.split("\n")[first - 1 : statement.end_lineno]), first
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        first = min([statement.lineno, *(decorator.lineno for decorator in statement.decorator_list)])
+        return b"\n".join(lines[first - 1 : statement.end_lineno]).decode(), first
+    own = list(lines[statement.lineno - 1 : statement.end_lineno])  # `a = 1; b = 2` share a line
+    own[-1] = own[-1][: statement.end_col_offset]
+    own[0] = own[0][statement.col_offset :]
+    return b"\n".join(own).decode(), statement.lineno
 
 
 def bound(statement: ast.stmt) -> tuple[str, ...]:

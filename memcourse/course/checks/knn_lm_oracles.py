@@ -257,6 +257,8 @@ def nothing_as_large_as_half_of_all_distances(answer: Any) -> None:
     queries, blocks, k = many_keys()
     with torch.no_grad():
         largest = measured("largest tensor", answer, queries, blocks, k)
+        if hasattr(type(answer), "with_memory"):  # it reads the meter itself, and may lie
+            _in_little_memory(answer)
     if largest >= LARGEST:
         Q, n, N = len(queries), len(blocks[0]), sum(map(len, blocks))
         raise Wrong(
@@ -264,6 +266,22 @@ def nothing_as_large_as_half_of_all_distances(answer: Any) -> None:
             f"be less than {LARGEST}, half of {Q} x {N}. Neither all keys, nor all distances, nor the differences of a "
             "block with all queries fit: keep the k best so far, and no more, from block to block"
         )
+
+
+MANY = {"queries": 1024, "blocks": 64, "keys": 512, "width": 64, "k": 8}
+LITTLE = 96 << 20  # bytes; all distances of so many take 128 MB, and so do the differences of a block with all queries
+
+
+def _in_little_memory(answer: Any) -> None:
+    Q, n_blocks, n, d, k = MANY.values()
+    case = random(1, Q, d), [random(i, n, d) for i in range(2, 2 + n_blocks)], k
+    try:
+        answer.with_memory(LITTLE)(*case)
+    except Exception as error:
+        raise Wrong(
+            f"for {Q} queries and {n_blocks * n} keys in blocks of {n}, it needs more than {LITTLE >> 20} MB of memory "
+            f"({error_text(error)})"
+        ) from None
 
 
 def at_least_three_times_as_fast_as_the_loop(answer: Any) -> None:

@@ -249,7 +249,7 @@ def _trials() -> dict[str, dict[str, Any]]:
     """What became of an attempt at each level, made in a process of its own."""
     if sys.platform == "win32":
         return {level: {} for level in LEVELS}
-    command = [sys.executable, "-I", "-S", "-c", _TRIAL, str(Path(__file__).parent)]
+    command = [sys.executable, "-I", "-S", "-B", "-c", _TRIAL, str(Path(__file__).parent)]
     folders = {sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix, *site.getsitepackages()}
     paths = json.dumps(sorted(folder for folder in folders if os.path.isdir(folder)))
     done = subprocess.run([*command, paths], capture_output=True, text=True, timeout=60)

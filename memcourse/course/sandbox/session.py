@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -216,7 +217,7 @@ def opened(
     """A process for one answer, ready to be told its definitions.  Raises SandboxFault where none can be started."""
     confine.shield()  # else an answer of the same user could write into this process's memory
     place = kit.make(without)
-    with tempfile.TemporaryDirectory(prefix="memcourse-", ignore_cleanup_errors=True) as scratch:
+    with _scratch() as scratch:
         (pid, end), link = _begun(place, level, limits, scratch, folder)
         patience = 0.0
         try:
@@ -228,8 +229,8 @@ def opened(
             session = Session(connection, seconds)
             session.clock = clock_of(pid, level)
             with ExitStack() as beside:
-                same = partial(opened, without, level=level, seconds=STARTUP, limits=limits, folder=None)
-                session.another = lambda: beside.enter_context(same())
+                same = partial(opened, without, level=level, seconds=STARTUP, folder=None)
+                session.another = lambda **fewer: beside.enter_context(same(limits=limits | fewer))
                 yield session
             patience = 1.0 if session.fault == "It ended" else 0.0
         finally:
@@ -284,6 +285,20 @@ def _first_word(connection: Connection) -> dict[str, Any]:
         return connection.receive()[0]
     except (HungUp, Late, BadMessage) as fault:
         return {"fault": f"The process for the answer did not start: {type(fault).__name__}."}
+
+
+@contextmanager
+def _scratch() -> Iterator[str]:
+    """An empty folder in one of the grader's, for an answer that owns it may give it another name."""
+    outer = tempfile.mkdtemp(prefix="memcourse-")
+    os.chmod(outer, 0o711)
+    try:
+        os.mkdir(inner := os.path.join(outer, "scratch"), 0o700)
+        yield inner
+    finally:
+        if sys.platform != "win32":  # folders in folders, a thousand deep, are too many for shutil
+            subprocess.run(["rm", "-rf", "--", outer], stderr=subprocess.DEVNULL, check=False)
+        shutil.rmtree(outer, ignore_errors=True)
 
 
 def _unless_stopped(stop: Any) -> None:

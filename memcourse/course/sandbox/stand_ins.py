@@ -51,11 +51,13 @@ class Asking(Peer):
         super().__init__(connection)
         self.known: dict[int, Any] = {}  # number -> what stands for it
         self.clock: Callable[[], float] = time.perf_counter
-        self.another: Callable[[], Asking]  # a process of the same kind
+        self.another: Callable[..., Asking]  # a process of the same kind, with as much memory_bytes
+        self.defined: tuple[list[dict[str, Any]], str] = [], ""
 
     def define(self, definitions: Sequence[dict[str, Any]], name: str) -> Any:
         """Build the answer there; the answer, or what stands for it."""
-        return self.ask("define", {"definitions": list(definitions), "name": name}, Parcel())
+        self.defined = list(definitions), name
+        return self.ask("define", {"definitions": self.defined[0], "name": name}, Parcel())
 
     def get(self, number: int, attribute: str) -> Any:
         return self.ask("get", {"thing": number, "attribute": attribute}, Parcel())
@@ -177,6 +179,10 @@ class RemoteFunction(Remote):
     def clock(self) -> float:
         """Seconds that the answer has taken, from some moment on."""
         return self._peer.clock()
+
+    def with_memory(self, memory_bytes: int) -> RemoteFunction:
+        """The same answer in another process that may use less."""
+        return self._peer.another(memory_bytes=memory_bytes).define(*self._peer.defined)
 
     def twin(self, plain: Callable[..., Any]) -> Twin:
         """This function in another process, confined as the answer's is: two that are timed alike."""
