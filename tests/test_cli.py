@@ -16,7 +16,10 @@ from memcourse.course.checks import all_exercises, exercises
 from memcourse.course.exercise import Report
 from memcourse.course.start import MANIFEST
 
-COMMANDS = ("start", "lab", "check", "hint", "progress", "grade", "doctor", "data", "datastore")
+COMMANDS = (
+    *("start", "lab", "check", "hint", "question", "progress", "grade", "doctor", "data", "datastore"),
+    *("gradescope", "classroom-workflow", "classroom-points"),  # for a class
+)
 
 
 @pytest.fixture

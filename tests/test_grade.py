@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import nbformat
 import pytest
+from fake_checks import impatient, leave_a_mark, no_process
 from rich.console import Console
 
 from memcourse import __version__
 from memcourse.course import engine, grade, sandbox
-from memcourse.course.answers import NotACourseNotebook, build, collect
+from memcourse.course.answers import NotACourseNotebook, collect
 from memcourse.course.checks import all_exercises, exercises
 from memcourse.course.exercise import Report
+from memcourse.course.runner.building import build
 from memcourse.course.start import MANIFEST
+from memcourse.course.variants import variant
 
 CHAPTER = "01_attention"
 EXERCISE = next(exercise for exercise in all_exercises() if exercise.name == "attention_weights")
@@ -56,10 +61,10 @@ def test_every_exercise_of_the_chapter_is_graded_in_order(tmp_path):
     assert (found.points, found.max_points) == (EXERCISE.points, sum(e.points for e in exercises(CHAPTER)))
 
 
-def test_a_hostile_answer_costs_its_neighbours_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(sandbox, "run", partial(sandbox.run, seconds=1.0))
+def test_a_hostile_answer_costs_its_neighbours_nothing(tmp_path):
     hostile = f"import no_such_module\ndef {OTHER.name}(*_, **__):\n    while True: print('x' * 1000)"
-    (found,) = grade.grade([write(tmp_path / "a.ipynb", hostile, GOOD)])
+    check = partial(impatient, OTHER.id)
+    (found,) = grade.grade([write(tmp_path / "a.ipynb", hostile, GOOD)], check=check)
     by_name = {report.name: report for report in found.reports}
     assert by_name["attention_weights"].outcome == "passed"
     assert "longer than 1 s" in by_name[OTHER.name].message
@@ -84,7 +89,7 @@ def test_the_notebook_and_the_grader_agree():
     ):
         in_the_notebook = engine.run(EXERCISE, build(collect([cell]).closure(EXERCISE.name), EXERCISE.name))
         graded = sandbox.run(EXERCISE, collect([cell]).closure(EXERCISE.name))
-        assert graded == in_the_notebook
+        assert replace(graded, seconds=0.0, level=None) == in_the_notebook
 
 
 def test_a_cell_that_does_not_parse_is_named():
@@ -122,32 +127,24 @@ def test_an_untouched_stub_is_not_told_what_it_lacks():
     assert (report.outcome, report.message) == ("not attempted", "")
 
 
-def test_all_notebooks_are_read_before_any_answer_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(sandbox, "run", lambda *_, **__: pytest.fail("an answer ran"))
+def test_all_notebooks_are_read_before_any_answer_runs(tmp_path):
     good, bad = write(tmp_path / "a.ipynb", GOOD), tmp_path / "b.ipynb"
     bad.write_text("{")
     with pytest.raises(NotACourseNotebook, match="b.ipynb"):
-        grade.grade([good, bad])
+        grade.grade([good, bad], check=leave_a_mark)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ipynb", "b.ipynb"]
 
 
-def test_two_answers_at_a_time(tmp_path, monkeypatch):
-    running, most, lock = 0, 0, threading.Lock()
-
-    def run(exercise, closure, **_):
-        nonlocal running, most
-        with lock:
-            running += 1
-            most = max(most, running)
-        time.sleep(0.05)
-        with lock:
-            running -= 1
-        return Report(exercise.id, exercise.name, "passed", exercise.points, exercise.points)
-
-    monkeypatch.setattr(sandbox, "run", run)
+def test_two_answers_at_a_time_each_in_its_own_grading_process(tmp_path):
     cells = [exercise.stub for exercise in exercises(CHAPTER)]
-    (found,) = grade.grade([write(tmp_path / "a.ipynb", *cells)])
+    (found,) = grade.grade([write(tmp_path / "a.ipynb", *cells)], check=leave_a_mark)
     assert found.points == found.max_points
-    assert most == 2
+    marks = [path.read_text().split() for path in tmp_path.glob("*.mark")]
+    spans = [(float(began), float(ended)) for began, ended, _ in marks]
+    assert len(spans) == len(exercises(CHAPTER))
+    assert max(sum(began <= at < ended for began, ended in spans) for at, _ in spans) == 2
+    processes = {int(process) for *_, process in marks}
+    assert len(processes) == 2 and os.getpid() not in processes
 
 
 def test_ctrl_c_ends_the_answers_that_run_and_starts_no_more(tmp_path):
@@ -162,13 +159,9 @@ def test_ctrl_c_ends_the_answers_that_run_and_starts_no_more(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.ipynb"]
 
 
-def test_a_process_that_cannot_start_stops_the_grading(tmp_path, monkeypatch):
-    def run(*_, **__):
-        raise sandbox.SandboxFault("no processes left")
-
-    monkeypatch.setattr(sandbox, "run", run)
+def test_a_process_that_cannot_start_stops_the_grading(tmp_path):
     with pytest.raises(sandbox.SandboxFault, match="no processes left"):
-        grade.grade([write(tmp_path / "a.ipynb", GOOD)])
+        grade.grade([write(tmp_path / "a.ipynb", GOOD)], check=no_process)
 
 
 def test_the_table_shows_outcomes_points_and_messages(capsys):
@@ -211,3 +204,17 @@ def test_the_default_is_the_copys_exercises(tmp_path, monkeypatch):
     path.rename(path.with_name("renamed.ipynb"))
     with pytest.raises(NotACourseNotebook, match=f"no exercises/{CHAPTER}.ipynb"):
         grade.notebook_of(EXERCISE)
+
+
+def test_a_copy_with_a_name_is_graded_in_that_learners_variant(tmp_path):
+    varied = next(exercise for exercise in all_exercises() if exercise.variant is not None)
+    manifest = {"version": __version__, "files": {}}
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    assert grade.own(varied, tmp_path / "exercises" / "a.ipynb") is varied
+    questions = set()
+    for learner in ("ada", "ben", "eve", "grace"):
+        (tmp_path / MANIFEST).write_text(json.dumps(manifest | {"learner": learner}))
+        found = grade.own(varied, tmp_path / "exercises" / "a.ipynb")
+        assert found.question == variant(varied, learner).question
+        questions.add((found.question, found.stub))
+    assert len(questions) > 1

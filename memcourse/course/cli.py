@@ -17,6 +17,7 @@ import typer
 
 from memcourse import __version__
 from memcourse.course import datastore_commands
+from memcourse.course.classroom import commands
 
 app = typer.Typer(
     add_completion=False,
@@ -25,11 +26,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(datastore_commands.app, name="datastore", help="Build a datastore from text, and look into it.")
+app.add_typer(commands.app)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for a program to read.")]
 ExerciseId = Annotated[
     str, typer.Argument(metavar="ID", help="The exercise's number, such as 1.2.", show_default=False)
 ]
 Folder = Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where your copy of the course is, or will be.")]
+
+
+def _for_a_class(help: str, **more: Any) -> Any:
+    return typer.Option(help=help, rich_help_panel="For a class", show_default=False, **more)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -48,12 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _expected() -> tuple[type[Exception], ...]:
     from memcourse.course.answers import NotACourseNotebook
     from memcourse.course.checks import UnknownExercise
+    from memcourse.course.classroom import CannotGrade
     from memcourse.course.datastore_commands import Refused
     from memcourse.course.sandbox import SandboxFault
     from memcourse.course.start import CannotStart
     from memcourse.downloads import DataError
 
-    return CannotStart, DataError, NotACourseNotebook, Refused, SandboxFault, UnknownExercise
+    return CannotGrade, CannotStart, DataError, NotACourseNotebook, Refused, SandboxFault, UnknownExercise
 
 
 def _show_version(wanted: bool) -> None:
@@ -81,14 +88,19 @@ def help_first(
 
 
 @app.command()
-def start(folder: Folder = Path("my_course")) -> None:
+def start(
+    folder: Folder = Path("my_course"),
+    learner: Annotated[
+        str | None, typer.Option(help="Your name, where your class has a variant of some exercises for each learner.")
+    ] = None,
+) -> None:
     """Make your copy of the course, or bring it up to date.
 
     Files that you have changed are yours and are never overwritten.
     """
     from memcourse.course.start import start
 
-    print(start(folder))
+    print(start(folder, learner=learner))
 
 
 @app.command()
@@ -114,11 +126,11 @@ def check(
     """
     from memcourse.course.answers import collect, read
     from memcourse.course.checks import find
-    from memcourse.course.grade import as_text, check_answer, notebook_of
+    from memcourse.course.grade import as_text, check_answer, notebook_of, own
 
     asked = find(exercise)
     path = notebook or notebook_of(asked)
-    report = check_answer(asked, collect(read(path).cells), folder=path.parent)
+    report = check_answer(own(asked, path), collect(read(path).cells), folder=path.parent)
     _record([report], path)
     print(report.to_json() if json else as_text(report))
     raise typer.Exit(0 if report.outcome == "passed" else 1)
@@ -126,11 +138,26 @@ def check(
 
 @app.command()
 def hint(exercise: ExerciseId) -> None:
-    """Show the next hint for an exercise: there are three, from a nudge to nearly the answer."""
+    """Show the next hint for an exercise: there are three, from a nudge to nearly the answer.
+
+    They are counted, and cost no points.
+    """
     from memcourse.course.checks import find
     from memcourse.course.notebook import hint
 
     hint(find(exercise).id)
+
+
+@app.command()
+def question(
+    exercise: ExerciseId,
+    learner: Annotated[str, typer.Option(help="Whose numbers. Left out: those of your copy.")] = "",
+) -> None:
+    """Show what an exercise asks, with your own numbers where your class has variants."""
+    from memcourse.course.checks import find
+    from memcourse.course.variants import name_of_learner, show
+
+    print(show(find(exercise), learner or name_of_learner()))
 
 
 @app.command()
@@ -152,12 +179,33 @@ def grade(
         typer.Argument(help="The notebooks to grade. Left out: those of your copy.", show_default=False),
     ] = None,
     json: Json = False,
+    out: Annotated[
+        Path | None, _for_a_class("Grade a folder of submissions, and write the report into this folder.")
+    ] = None,
+    config: Annotated[Path | None, _for_a_class("The class's TOML file: points, deadlines, late rules, names.")] = None,
+    extra_checks: Annotated[Path | None, _for_a_class("A folder of checks that learners do not see.")] = None,
+    level: Annotated[
+        str | None, _for_a_class("How answers are confined: limits, seccomp, namespaces. Left out: the strongest here.")
+    ] = None,
+    workers: Annotated[
+        int | None, _for_a_class("How many submissions at a time. Left out: one for each core.", min=1)
+    ] = None,
 ) -> None:
     """Grade notebooks: every exercise in them, each answer in a process of its own.
 
     Grading takes the definitions out of a notebook and does not run the notebook itself, so cells may be
     copied, moved or broken: that costs nothing beyond the answers they hold.
+
+    For a class: `memcourse grade submissions/ --out report/` grades a folder of notebooks, of zips, or of one
+    folder for each learner. Stopped, the same command goes on from there.
     """
+    if out is not None:
+        _grade_class(notebooks or [], out, config, extra_checks, level, workers, json)
+        return
+    if any(option is not None for option in (config, extra_checks, level, workers)):
+        raise typer.BadParameter("--config, --extra-checks, --level and --workers go with --out, for a class.")
+    if folder := next((path for path in notebooks or [] if path.is_dir()), None):
+        raise typer.BadParameter(f"{folder} is a folder: to grade a class, say with --out where its report goes.")
     from memcourse.course.grade import default_notebooks, grade
 
     graded = grade(notebooks or default_notebooks())
@@ -170,6 +218,40 @@ def grade(
 
     for notebook in graded:
         Console().print(notebook)
+
+
+def _grade_class(
+    folders: Sequence[Path],
+    out: Path,
+    config: Path | None,
+    extra_checks: Path | None,
+    level: str | None,
+    workers: int | None,
+    json: bool,
+) -> None:
+    if len(folders) != 1:
+        raise typer.BadParameter("With --out, name one folder of submissions.")
+    from rich.console import Console
+
+    from memcourse.course.classroom import CannotGrade
+
+    try:
+        from memcourse.course.classroom import class_config, show
+        from memcourse.course.classroom.run import Interrupted, grade_class
+    except ModuleNotFoundError as error:
+        needed = f"Grading a class needs {error.name}, which is not installed: pip install 'memcourse[course]'"
+        raise CannotGrade(needed) from None
+
+    described = class_config.read(config) if config else class_config.ClassConfig()
+    try:
+        graded = grade_class(folders[0], out, described, extra=extra_checks, level=level, workers=workers)
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        raise typer.Exit(130) from None
+    if json:
+        _print_json(show.document(described.title, graded.results, graded.rules.level, out, graded.notes))
+    else:
+        Console().print(show.summary(graded.results, graded.rules.level, out, graded.notes))
 
 
 @app.command()

@@ -89,8 +89,8 @@ class Report:
     exercise: str
     name: str
     outcome: Outcome
-    points: int
-    max_points: int
+    points: float
+    max_points: float
     stages: tuple[str, ...] = ()
     message: str = ""
     mistake: str | None = None

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,24 @@ from rich.text import Text
 
 from memcourse.course import sandbox
 from memcourse.course.answers import Definitions, NotACourseNotebook, Notebook, collect, read
-from memcourse.course.checks import CHAPTERS, exercises
+from memcourse.course.checks import CHAPTERS, exercises, find
+from memcourse.course.classroom.pool import Pool
 from memcourse.course.exercise import Exercise, Outcome, Report
-from memcourse.course.start import find_copy
+from memcourse.course.start import find_copy, learner_of
 
 AT_A_TIME = 2
 COLORS = {"passed": "green", "wrong": "red", "crashed": "magenta", "not attempted": "dim"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One exercise of one notebook, as it goes to a grading process."""
+
+    path: Path
+    chapter: str
+    exercise: str
+    name: str
+    definitions: Definitions
 
 
 @dataclass(frozen=True)
@@ -33,11 +44,11 @@ class NotebookReport:
     reports: tuple[Report, ...]
 
     @property
-    def points(self) -> int:
+    def points(self) -> float:
         return sum(report.points for report in self.reports)
 
     @property
-    def max_points(self) -> int:
+    def max_points(self) -> float:
         return sum(report.max_points for report in self.reports)
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,26 +105,32 @@ def notebook_of(exercise: Exercise) -> Path:
     return named[0]
 
 
-def grade(paths: Sequence[str | Path]) -> list[NotebookReport]:
+def own(exercise: Exercise, notebook: Path) -> Exercise:
+    """The exercise in the variant of the learner whose copy holds the notebook, where the copy has a name."""
+    from memcourse.course.variants import variant
+
+    learner = learner_of(find_copy(notebook.parent))
+    return variant(exercise, learner) if learner else exercise
+
+
+def grade(paths: Sequence[str | Path], *, check: Callable[..., Report] | None = None) -> list[NotebookReport]:
     """Grade every exercise of these notebooks, two answers at a time. All are read before any answer runs.
 
-    Raises NotACourseNotebook where one cannot be graded, and sandbox.SandboxFault where no process can be
-    started.
+    check: in place of `check_answer`, and with its arguments. Raises NotACourseNotebook where a notebook cannot be
+    graded, and sandbox.SandboxFault where no process can be started.
     """
     notebooks = [(Path(path), read(path)) for path in paths]
     tasks = [
-        (path, chapter, exercise, collect(notebook.cells))
+        Task(path, chapter, exercise.id, exercise.name, collect(notebook.cells))
         for path, notebook in notebooks
         for chapter in _chapters(notebook)
         for exercise in exercises(chapter)
     ]
-    stop = threading.Event()
-    work = [lambda task=task: check_answer(task[2], task[3], folder=task[0].parent, stop=stop) for task in tasks]
-    reports = _two_at_a_time(work, [f"{exercise.id} {exercise.name}" for _, _, exercise, _ in tasks], stop)
+    found = _two_at_a_time(partial(_check, check or check_answer), tasks)
     graded: dict[tuple[Path, str], list[Report]] = {}
-    for (path, chapter, _, _), report in zip(tasks, reports, strict=True):
-        graded.setdefault((path, chapter), []).append(report)
-    return [NotebookReport(path, chapter, tuple(found)) for (path, chapter), found in graded.items()]
+    for task in tasks:
+        graded.setdefault((task.path, task.chapter), []).append(found[task.path, task.exercise])
+    return [NotebookReport(path, chapter, tuple(reports)) for (path, chapter), reports in graded.items()]
 
 
 def check_answer(
@@ -121,9 +138,13 @@ def check_answer(
     definitions: Definitions,
     *,
     folder: Path | None = None,
-    stop: threading.Event | None = None,
+    seconds: float | None = None,
+    level: str | None = None,
 ) -> Report:
-    """Grade one exercise from a notebook's definitions. Raises SandboxFault where no process can start."""
+    """Grade one exercise from a notebook's definitions. Raises SandboxFault where no process can start.
+
+    folder, seconds, level: as in `sandbox.run`, which runs in one thread of a process.
+    """
     name = exercise.name
 
     def report(outcome: Outcome, message: str) -> Report:
@@ -135,7 +156,7 @@ def check_answer(
         if name in definitions.mentioned:
             return report("crashed", _not_carried(name, definitions))
         return report("not attempted", f"The notebook does not define `{name}`.")
-    found = sandbox.run(exercise, definitions.closure(name), folder=folder, stop=stop)
+    found = sandbox.run(exercise, definitions.closure(name), folder=folder, seconds=seconds, level=level)
     missing = definitions.missing(name)
     if found.outcome == "passed" or not missing:
         return found
@@ -165,25 +186,24 @@ def _chapters(notebook: Notebook) -> list[str]:
     return [chapter for chapter in CHAPTERS if not names.isdisjoint(exercise.name for exercise in exercises(chapter))]
 
 
-def _two_at_a_time(work: Sequence[Callable[[], Report]], names: Sequence[str], stop: threading.Event) -> list[Report]:
+def _check(check: Callable[..., Report], task: Task) -> Report:
+    return check(own(find(task.exercise), task.path), task.definitions, folder=task.path.parent)
+
+
+def _two_at_a_time(work: Callable[[Task], Report], tasks: Sequence[Task]) -> dict[tuple[Path, str], Report]:
+    """(notebook, exercise id) -> report.  Raises what grading raised, and starts no more."""
     columns = (TextColumn("Grading"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     console = Console(stderr=True)
+    found: dict[tuple[Path, str], Report] = {}
     with (
         Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
-        ThreadPoolExecutor(AT_A_TIME) as pool,
+        Pool(AT_A_TIME) as pool,
     ):
-        shown = progress.add_task("", total=len(work))
-        futures: list[Future[Report]] = [pool.submit(job) for job in work]
-        try:
-            waiting = set(futures)
-            while waiting:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    future.result()
-                running = [name for name, future in zip(names, futures, strict=True) if future.running()]
-                progress.update(shown, completed=len(work) - len(waiting), description=", ".join(running))
-        except BaseException:  # Ctrl-C, or no process could be started: end the answers that run, start no more
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
-    return [future.result() for future in futures]
+        shown = progress.add_task("", total=len(tasks))
+        for task, outcome in pool.each(work, tasks):
+            if isinstance(outcome, Exception):
+                raise outcome
+            found[task.path, task.exercise] = outcome
+            running = ", ".join(f"{other.exercise} {other.name}" for other in pool.running)
+            progress.update(shown, completed=len(found), description=running)
+    return found

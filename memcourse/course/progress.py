@@ -36,7 +36,7 @@ class Record:
     """One exercise: the best outcome so far, its points, checks, hints seen, the first pass, the last check or hint."""
 
     outcome: Outcome = "not attempted"
-    points: int = 0
+    points: float = 0
     attempts: int = 0
     hints: int = 0
     passed_at: str | None = None

@@ -827,7 +827,7 @@ check("0.1", remember)
 # A check has four outcomes: **not attempted** (the stub still raises `NotImplementedError`), **crashed** (it shows your line), **wrong** (it shows the smallest input that goes wrong, what it expected and what it found, and names the mistake where it knows it), and **checks passed**, with points. It looks at
 # one thing after another: type, shape, dtype, finite, values, gradient, and what else must hold. Nothing is deducted for trying, nor for a `hint("0.1")`, of which there are three.
 #
-# Now do it rightly: open `exercises/00_what_is_memory.ipynb`. It takes a minute. Work in the copy that `memcourse start` makes, `my_course/`: no update of the course touches it. In a terminal, `memcourse progress` shows what is done, and `memcourse grade` checks all your notebooks at once.
+# Now do it rightly: open `exercises/00_what_is_memory.ipynb`. It takes a minute. Work in the copy that `memcourse start` makes, `my_course/`: an update of the course leaves your answers as they are. In a terminal, `memcourse progress` shows what is done, and `memcourse grade` checks all your notebooks at once.
 #
 # ## Are you ready?
 #

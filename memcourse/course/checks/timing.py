@@ -21,9 +21,7 @@ LEAST = 1e-6  # seconds; no answer takes less
 
 
 @one_thread()
-def times_as_fast(
-    answer: Callable[..., Any], plain: Callable[..., Any], case: tuple[Any, ...], *, asked: float
-) -> float:
+def times_as_fast(answer: Any, plain: Callable[..., Any], case: tuple[Any, ...], *, asked: float) -> float:
     """Computing time of `plain` over that of the answer: in turns, and the least of each, so that a hiccup hits both.
 
     It ends early where the answer is hopeless, and goes on for a while where it may have had bad luck.  No two runs

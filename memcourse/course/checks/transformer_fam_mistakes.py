@@ -61,6 +61,12 @@ def missing_last(block: int, L: int, m: int) -> Tensor:
     return past
 
 
+def below_zero(block: int, L: int, m: int) -> Tensor:
+    past = ones(L, m * L)
+    past[:, : (m - block) * L] = False
+    return past
+
+
 def shorter_at_the_start(block: int, L: int, m: int) -> Tensor:
     return ones(L, min(block, m) * L)
 
@@ -100,6 +106,10 @@ WHO_MAY_LOOK = (
     Mistake(
         "one past block too many is seen: block number 0 has none before it",
         masks(past=lambda block, L, m: right_past(block + 1, L, m)),
+    ),
+    Mistake(
+        "with more blocks behind than are kept, some are hidden: a slice whose end is below 0 counts from the far side",
+        masks(past=below_zero),
     ),
     Mistake("no past block is seen, though there are some", masks(past=lambda block, L, m: ~ones(L, m * L))),
     Mistake(

@@ -38,8 +38,11 @@ def normed(rows: Array, weight: Array | float = 1.0) -> Array:
 
 
 def mask_cases() -> list[tuple[int, int, int, int]]:
-    """(block, block_len, n_feedback, n_past_blocks): in the middle, at the start, one past block of five, none kept."""
-    return [(3, 3, 2, 1), (0, 3, 2, 1), (1, 3, 2, 5), (7, 2, 5, 3), (2, 3, 5, 0), (2, 3, 0, 1)]
+    """(block, block_len, n_feedback, n_past_blocks): in the middle, at the start, one past block of five, none kept.
+
+    In (4, 2, 5, 3) one block more lies behind than is kept: a slice up to 3 - 4 blocks would hide two of them.
+    """
+    return [(3, 3, 2, 1), (0, 3, 2, 1), (1, 3, 2, 5), (4, 2, 5, 3), (2, 3, 5, 0), (2, 3, 0, 1)]
 
 
 def mask_oracle(block: int, block_len: int, n_feedback: int, n_past_blocks: int) -> tuple[Bools, Bools]:

@@ -131,7 +131,7 @@ class Peer:
         """The value again.  Raises BadMessage for what `encode` does not make."""
         try:
             return self._decode(node, tensors)
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise BadMessage(f"a value cannot be read: {type(error).__name__}") from None
 
     def _decode(self, node: Any, tensors: Sequence[Tensor]) -> Any:
@@ -180,7 +180,7 @@ class Peer:
         if node["mine"] not in self.named_tuples:
             if len(self.named_tuples) >= MOST_NAMED_TUPLES or len(fields) > MOST_FIELDS:
                 raise BadMessage("more named tuples, or larger ones, than make sense")
-            made = self.named_tuples[node["mine"]] = namedtuple(name, fields)  # type: ignore[misc]
+            made = self.named_tuples[node["mine"]] = namedtuple(name, fields)
             self.kinds[made] = node["mine"]
         return self.named_tuples[node["mine"]]
 
@@ -304,11 +304,10 @@ class Peer:
         except (KeyError, TypeError):
             raise BadMessage("an error that cannot be read") from None
         name = name if name.isidentifier() else "Exception"
-        kind = getattr(builtins, name, None)
-        if not _an_exception(kind) or kind is KeyError:
-            parent = getattr(builtins, base, None)
+        kind = _exception(name)
+        if kind is None or kind is KeyError:
             fields = {"__str__": lambda self: text, "__module__": "builtins"}
-            kind = type(name, (parent if _an_exception(parent) else Exception,), fields)
+            kind = type(name, (_exception(base) or Exception,), fields)
         try:
             return kind(text)
         except TypeError:  # UnicodeDecodeError takes five arguments
@@ -402,6 +401,8 @@ def _shown_error(error: BaseException) -> dict[str, Any]:
     }
 
 
-def _an_exception(kind: Any) -> bool:
-    """One that may be raised on the other side: KeyboardInterrupt there is no Ctrl-C here."""
-    return isinstance(kind, type) and issubclass(kind, Exception) and kind is not StopIteration
+def _exception(name: str) -> type[Exception] | None:
+    """Python's own exception of that name, where it may be raised on the other side: KeyboardInterrupt is no Ctrl-C."""
+    kind = getattr(builtins, name, None)
+    fits = isinstance(kind, type) and issubclass(kind, Exception) and kind is not StopIteration
+    return kind if fits else None

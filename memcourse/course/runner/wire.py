@@ -74,8 +74,9 @@ class Connection:
             self._wait_at_most(self.deadline - time.monotonic())
             start = LENGTHS.pack(len(header), len(tensors)) + header
             together = sum(map(len, runs)) < SMALL  # one copy more costs less than one message more
-            for run in [b"".join([start, *runs])] if together else [start, *runs]:
-                self.link.sendall(run)
+            pieces: list[bytes | memoryview] = [b"".join([start, *runs])] if together else [start, *runs]
+            for piece in pieces:
+                self.link.sendall(piece)
         except TimeoutError:
             raise Late from None
         except OSError:
@@ -130,7 +131,7 @@ def _bytes(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().flatten()
     if flat.is_conj() or flat.is_neg():
         flat = flat.resolve_conj().resolve_neg()
-    return memoryview(flat.view(torch.uint8).numpy() if len(flat) else b"")
+    return memoryview(flat.view(torch.uint8).numpy().data if len(flat) else b"")
 
 
 def _tensor(kind: tuple[torch.dtype, tuple[int, ...], bool], run: bytearray) -> Tensor:

@@ -22,7 +22,7 @@ from memcourse.course.runner.traces import error_text, own_line
 from memcourse.course.sandbox.session import Ended, SandboxFault, Session, Stopped, opened, strongest
 from memcourse.course.statements import Definition
 
-__all__ = ["MEMORY", "SandboxFault", "Stopped", "run"]
+__all__ = ["MEMORY", "SandboxFault", "Stopped", "offered", "run"]
 
 MEMORY = 1 << 30  # bytes that an answer may use beyond what the course itself takes
 LONGEST_MESSAGE = 4000
@@ -54,7 +54,7 @@ def run(
 
     From one thread of a process at a time: the checks use its random numbers.
     """
-    level = _offered(level)
+    level = offered(level)
     limit = exercise.time_limit if seconds is None else seconds
     limits = asdict(confine.Limits(memory_bytes=memory_bytes, cpu_seconds=int(limit) + 10))
     with opened(left_out(exercise), level=level, seconds=limit, limits=limits, folder=folder, stop=stop) as session:
@@ -69,7 +69,7 @@ def run(
     return dataclasses.replace(report, message=message, seconds=session.seconds_used, level=level)
 
 
-def _offered(level: str | None) -> str:
+def offered(level: str | None) -> str:
     if level is None:
         return strongest()
     if level not in confine.LEVELS:

@@ -145,8 +145,9 @@ def _start(folder: Path, function: str, link: socket.socket, *more: str) -> subp
             env=environment,
             **inherited,  # type: ignore[call-overload]
         )
+        share = getattr(link, "share", None)  # Windows alone has it
         with process.stdin:
-            process.stdin.write(link.share(process.pid) if sys.platform == "win32" else str(link.fileno()).encode())
+            process.stdin.write(share(process.pid) if share else str(link.fileno()).encode())
     except OSError as error:
         raise SandboxFault(f"No process could be started for the answer: {error}.") from error
     return process

@@ -249,7 +249,8 @@ def _method(name: str) -> Callable[..., Any]:
 
 def _knn_lm(parts: dict[str, Any]) -> Any:
     """The KNNLM again, from its parts."""
-    from memcourse import KNNLM, Datastore
+    from memcourse.datastore import Datastore
+    from memcourse.knn_lm import KNNLM
 
     keys = parts["keys"]
     store = Datastore(keys.shape[1], metric=parts["metric"])
