@@ -7,7 +7,7 @@ ifdef MEMCOURSE_DATA  # notebooks run in folders of their own, so a relative pat
 export override MEMCOURSE_DATA := $(if $(filter /%,$(MEMCOURSE_DATA)),,$(CURDIR)/)$(MEMCOURSE_DATA)
 endif
 
-.PHONY: help course test test-all notebooks bench reproduce environment
+.PHONY: help course test test-all hostile mutants notebooks bench reproduce environment
 
 help: ## this list
 	@echo "make TARGET, where TARGET is one of"
@@ -27,6 +27,12 @@ test: environment ## style, types, tests and notebooks (minutes)
 
 test-all: test ## the same, then the slow tests (training, the wheel in an empty environment)
 	$(RUN) -m pytest -m slow tests
+
+hostile: environment ## grade more than 200 hostile submissions at every level of confinement (10 minutes)
+	$(RUN) -m tests.hostile
+
+mutants: environment ## break the solutions in about 900 ways, and see whether the checks notice (3 minutes)
+	$(RUN) -m tests.mutants
 
 notebooks: environment ## build chapters/, exercises/ and solutions/ from source/
 	$(RUN) -m memcourse.course.build

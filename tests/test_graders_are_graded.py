@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import memcourse
-from memcourse.course import engine, mistakes
+from memcourse.course import engine
 from memcourse.course.checks import CHAPTERS, all_exercises, exercises
 from memcourse.course.compare import same
 
@@ -33,29 +33,6 @@ def correct_answers(slug):
 ANSWERS = {id: answers for slug in CHAPTERS.values() for id, answers in correct_answers(slug).items()}
 MISTAKES = [(exercise, number) for exercise in EXERCISES for number in range(len(exercise.mistakes))]
 CORRECT = [(exercise, number) for exercise in EXERCISES for number in range(len(ANSWERS.get(exercise.id, ())))]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def each_known_mistake_runs_once():
-    """Recognising compares an answer with one mistake after the other; what a mistake gives is always the same."""
-    attempts, failures = {}, {}
-    make_attempt, find_failure = mistakes.Attempt, mistakes.first_failure
-
-    def attempt(task, answer):
-        key = task.exercise.id, id(answer)
-        if key not in attempts:
-            attempts[key] = make_attempt(task, answer)
-        return attempts[key]
-
-    def first_failure(of):
-        if id(of) not in failures:
-            failures[id(of)] = find_failure(of)
-        return failures[id(of)]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mistakes, "Attempt", attempt)
-        patch.setattr(mistakes, "first_failure", first_failure)
-        yield
 
 
 def ids(value):

@@ -26,6 +26,7 @@ from memcourse.course.words import capital
 WITHOUT = "terminal cacheprovider capture warnings logging faulthandler unraisableexception threadexception debugging"
 LAST_ERROR = ("last_type", "last_value", "last_traceback", "last_exc")
 OPTIONS = ["--exitfirst", "--noconftest", "--assert=plain", "-c", os.devnull, "--rootdir", os.path.dirname(__file__)]
+MOST_TASKS = 64
 OPTIONS += [option for plugin in WITHOUT.split() for option in ("-p", f"no:{plugin}")]
 
 
@@ -34,7 +35,7 @@ def run(exercise: Exercise, answer: Any) -> Report:
     if answer is None or answer is ...:
         return _report(exercise, NotAttempted(), ())
     with _undisturbed():
-        attempt = Attempt(Task(exercise), answer)
+        attempt = Attempt(_task(exercise), answer)
         course = Course(attempt)
         code = pytest.main(OPTIONS, plugins=[course])
         if stopped_by := course.interrupt or course.fault:
@@ -47,6 +48,19 @@ def run(exercise: Exercise, answer: Any) -> Report:
         if isinstance(course.failure, Wrong):
             picture = pictures.of(attempt, course.failed_at)
         return _report(exercise, course.failure, tuple(course.passed), course.failed_at, mistake, picture)
+
+
+_tasks: dict[int, Task] = {}  # of the last exercises: cases, right results and known mistakes are made once
+
+
+def _task(exercise: Exercise) -> Task:
+    task = _tasks.pop(id(exercise), None)
+    if task is None or task.exercise is not exercise:
+        task = Task(exercise)
+    _tasks[id(exercise)] = task
+    if len(_tasks) > MOST_TASKS:
+        del _tasks[next(iter(_tasks))]
+    return task
 
 
 def _report(

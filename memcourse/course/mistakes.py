@@ -25,11 +25,11 @@ NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")
 
 def recognise(attempt: Attempt, stage: str, failure: Wrong | Crashed) -> Mistake | None:
     """The known mistake that the answer makes, where one is."""
-    for mistake in attempt.task.exercise.mistakes:
-        other = Attempt(attempt.task, mistake.answer)
+    for number, mistake in enumerate(attempt.task.exercise.mistakes):
+        other = attempt.task.known.setdefault(number, Attempt(attempt.task, mistake.answer))
         if stage in BY_RESULT and not _agree(attempt, other):
             continue
-        its_stage, its_failure = first_failure(other)
+        other.failure = its_stage, its_failure = other.failure or first_failure(other)
         if its_stage == stage and (stage in BY_RESULT or _trace(failure, stage) == _trace(its_failure, stage)):
             return mistake
     return None

@@ -52,6 +52,7 @@ class Task:
         names = list(inspect.signature(exercise.oracle).parameters)
         longest = max(map(len, self.cases))
         self.names = names if len(names) == longest else [f"argument {i + 1}" for i in range(longest)]
+        self.known: dict[int, Attempt] = {}  # the known mistakes, as far as an answer was compared with them
 
     def right(self, case: Sequence[Any]) -> Any:
         return self.exercise.oracle(*_numpy(case))
@@ -85,6 +86,7 @@ class Attempt:
 
     task: Task
     answer: Any
+    failure: tuple[str, Exception | None] | None = None  # where it fails, and how, once somebody has looked
     _results: dict[int, Result] = field(default_factory=dict)
 
     def result(self, i: int) -> Result:
