@@ -31,6 +31,7 @@ from memcourse.course.classroom.pool import Died, Pool
 from memcourse.course.classroom.results import Graded, load_all
 from memcourse.course.classroom.run import Interrupted, grade_class
 from memcourse.course.exercise import Report
+from memcourse.course.runner import confine
 from memcourse.course.runner.building import build
 
 EXERCISE = next(exercise for exercise in exercises(CHAPTER) if exercise.name == "attention_weights")
@@ -108,6 +109,8 @@ def test_a_class_is_graded_and_every_file_is_whole(tmp_path, monkeypatch, graded
     assert load_all(tmp_path / "report") == found.results
     written = {path.name for path in (tmp_path / "report").rglob("*") if path.is_file()}
     assert {"results.csv", "exercises.csv", "junit.xml", "reference_times.json"} < written
+    for_gradescope = json.loads((tmp_path / "report" / "gradescope" / "ada" / "results.json").read_bytes())
+    assert for_gradescope["score"] == EXERCISE.points
     assert not any(name.endswith(".tmp") for name in written)
     with open(tmp_path / "report" / "results.csv", encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -391,7 +394,7 @@ def test_answers_get_that_limit_and_where_there_is_none_the_run_says_so(tmp_path
     (tmp_path / "report" / "results" / "ada.ipynb.json").unlink()
     monkeypatch.setattr(reference_times, "measure", lambda *_: {exercise.id: 1.5 for exercise in exercises(CHAPTER)})
     found = graded()
-    assert found.notes == []
+    assert found.notes == [f"At the level 'limits' here: {note}" for note in confine.notes("limits")]
     assert {one.exercise: one.message for one in found.results[0].reports}[EXERCISE.id] == "limit 15.0"
 
 

@@ -105,7 +105,7 @@ def test_what_is_imported_is_declared() -> None:
     for path in (ROOT / "memcourse").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom):
+            if isinstance(node, ast.ImportFrom) and not node.level:
                 modules = [str(node.module)]
             for name in {module.split(".")[0] for module in modules} - sys.stdlib_module_names - {"memcourse"}:
                 found = {canonicalize_name(home) for home in homes.get(name, [])}

@@ -323,3 +323,25 @@ def test_names_can_be_shown_and_stay_different(tmp_path):
     for source in found:
         assert source.isprintable() and source.encode()
     assert display("a\u202eb\\") == "a\\u202eb\\\\"
+
+
+def test_of_a_whole_copy_the_exercises_alone_are_handed_in(tmp_path):
+    parts = ("chapters", "exercises", "solutions", "kept/0.1.0/exercises")
+    names = [f"{part}/{CHAPTER}.ipynb" for part in parts]
+    zipped(tmp_path / "ada.zip", **{f"my_course/{name}": notebook() for name in names})
+    for name in names:
+        put(tmp_path / "ben" / name)
+    put(tmp_path / "cleo" / "solutions" / f"{CHAPTER}.ipynb")  # no copy: a folder that bears this name
+    assert {source: learner for source, (learner, _, fault) in seen(tmp_path).items() if not fault} == {
+        f"ada.zip/my_course/exercises/{CHAPTER}.ipynb": "ada",
+        f"ben/exercises/{CHAPTER}.ipynb": "ben",
+        f"cleo/solutions/{CHAPTER}.ipynb": "cleo",
+    }
+
+
+def test_a_notebook_whose_name_begins_with_a_dot_is_seen(tmp_path):
+    put(tmp_path / f"..%2fx_{CHAPTER}.ipynb")
+    put(tmp_path / f"._ada_{CHAPTER}.ipynb", b"left by a file system")
+    put(tmp_path / ".ipynb_checkpoints" / f"ada_{CHAPTER}.ipynb")
+    zipped(tmp_path / "ben.zip", **{f".ben_{CHAPTER}.ipynb": notebook(), f"__MACOSX/._{CHAPTER}.ipynb": b"x"})
+    assert set(seen(tmp_path)) == {f"..%2fx_{CHAPTER}.ipynb", f"ben.zip/.ben_{CHAPTER}.ipynb"}

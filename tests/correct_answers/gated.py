@@ -77,7 +77,7 @@ class UnitSpreadOverTime(nn.Module):
         states = torch.empty(*x.shape[:2], self.hidden_size, dtype=x.dtype)
         for t in range(x.shape[1]):
             f, i, c = (from_x[:, t] + h @ weight[:, : self.hidden_size].T).chunk(3, dim=1)
-            h = gated_update(h, c.tanh(), f.sigmoid(), i.sigmoid())
+            h = torch.addcmul(f.sigmoid() * h, i.sigmoid(), c.tanh())
             states[:, t] = h
         return states, h
 

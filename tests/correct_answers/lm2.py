@@ -116,7 +116,7 @@ class LayerTokenByToken(LayerInTheStubsWords):
             if len(open_segment) == self.segment_len:
                 Z = torch.cat(open_segment, dim=1)
                 C = F.scaled_dot_product_attention(self.U_q(memory), self.U_k(Z), self.U_v(Z))
-                memory = lm2.update(memory, C, self.W_f(memory).sigmoid(), self.W_in(C).sigmoid())
+                memory = memory * self.W_f(memory).sigmoid() + C.tanh() * self.W_in(C).sigmoid()
                 open_segment = []
         return torch.cat(y, dim=1), memory
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from memcourse.course.checks import CHAPTERS
 from memcourse.course.classroom import CannotGrade, class_config
 from memcourse.course.classroom.printable import printable
-from memcourse.course.classroom.results import Graded
+from memcourse.course.classroom.results import Graded, safe_name
 from memcourse.course.exercise import Report
 from memcourse.course.start import repository, write_atomically
 
@@ -38,6 +39,13 @@ def results_json(graded: Sequence[Graded]) -> dict[str, Any]:
         "stdout_visibility": "hidden",
         "tests": [test for one in graded for test in _tests(one)],
     }
+
+
+def write(results: Sequence[Graded], folder: Path) -> None:
+    """A results.json for each learner, in a folder that bears the learner's name."""
+    for learner, graded in groupby(sorted(results, key=lambda one: one.learner), key=lambda one: one.learner):
+        text = json.dumps(results_json(list(graded)), indent=1)
+        write_atomically(folder / safe_name(learner) / "results.json", f"{text}\n".encode())
 
 
 def not_graded(says: str, for_the_instructor: str = "") -> dict[str, Any]:

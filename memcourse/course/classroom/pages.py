@@ -19,7 +19,7 @@ from memcourse.course.classroom.class_config import ClassConfig
 from memcourse.course.classroom.printable import printable
 from memcourse.course.classroom.results import Graded, safe_name
 from memcourse.course.exercise import Outcome, Report
-from memcourse.course.runner.confine import LEVELS, NOT_PROMISED, PROMISES
+from memcourse.course.runner.confine import LEVELS, NOT_PROMISED, PROMISES, notes
 from memcourse.course.start import write_atomically
 from memcourse.course.words import capital
 
@@ -83,7 +83,7 @@ def _levels(results: Sequence[Graded]) -> list[tuple[str, list[str], str]]:
     """The levels that were active, what each promises (what the weaker ones do, and more), and what it does not."""
     active = {graded.level for graded in results}
     return [
-        (level, [PROMISES[weaker] for weaker in LEVELS[: place + 1]], NOT_PROMISED[level])
+        (level, [PROMISES[weaker] for weaker in LEVELS[: place + 1]], " ".join([NOT_PROMISED[level], *notes(level)]))
         for place, level in enumerate(LEVELS)
         if level in active
     ]

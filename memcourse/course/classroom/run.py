@@ -24,6 +24,7 @@ from memcourse.course.checks import exercises
 from memcourse.course.classroom import (
     CannotGrade,
     extra_checks,
+    gradescope,
     junit,
     marking,
     pages,
@@ -42,6 +43,7 @@ from memcourse.course.classroom.show import Meter
 from memcourse.course.classroom.submissions import Submission
 from memcourse.course.exercise import Report
 from memcourse.course.grade import check_answer
+from memcourse.course.runner import confine
 from memcourse.course.words import listed
 
 READING = 30.0  # seconds that a file may take to be read; some code can be parsed only slowly
@@ -207,6 +209,7 @@ def _report(this: Class) -> None:
     this.results.sort(key=results.order)
     named = {found.learner for found in this.results}
     promised = {*this.config.extra_days, *(name for names in this.config.submitted.values() for name in names)}
+    this.notes += [f"At the level {this.rules.level!r} here: {note}" for note in confine.notes(this.rules.level)]
     this.notes += [f"The class's file names {name}, who handed in nothing." for name in sorted(promised - named)]
     with _writing(this):
         current = {f"{results.safe_name(found.source)}.json" for found in this.results}
@@ -216,6 +219,7 @@ def _report(this: Class) -> None:
         tables.write(this.results, this.out)
         pages.write(this.results, this.out, this.config)
         junit.write(this.results, this.out / "junit.xml")
+        gradescope.write(this.results, this.out / "gradescope")
 
 
 @contextmanager

@@ -12,13 +12,14 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, tzinfo
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 
 from memcourse.course.classroom import reading, zips
 from memcourse.course.classroom.reading import CannotRead
+from memcourse.course.start import KEPT
 
 LARGEST_NOTEBOOK = zips.LARGEST_ENTRY
 LARGEST_ZIP = 50 << 20
@@ -51,7 +52,9 @@ def walk(folder: Path) -> list[Submission]:
     for entry in _entries(folder):
         name = entry.name
         if entry.is_dir(follow_symlinks=False) and not name.lower().endswith(NOTEBOOK):
-            files = [replace(file, learner=display(name)) for file in _files(Path(entry.path), folder)]
+            own = list(_files(Path(entry.path), folder))
+            rest = _rest_of_a_copy([file.path for file in own])
+            files = [replace(file, learner=display(name)) for file in own if file.path not in rest]
             nothing = Submission(display(name), display(name), Path(entry.path), fault="holds no notebook and no zip")
             found += files or [nothing]
         else:
@@ -69,6 +72,8 @@ def look(submission: Submission, zone: tzinfo) -> list[Submission]:
         if submission.path.stat().st_size > LARGEST_ZIP:
             raise CannotRead(f"is larger than {LARGEST_ZIP >> 20} MB")
         members = zips.members(submission.path)
+        rest = _rest_of_a_copy([PurePosixPath(member.name) for member in members])
+        members = [member for member in members if PurePosixPath(member.name) not in rest]
         if not members:
             raise CannotRead("holds no notebook")
     except CannotRead as error:
@@ -86,6 +91,17 @@ def look(submission: Submission, zone: tzinfo) -> list[Submission]:
         )
         found.append(one if one.fault else _with_chapter(one, member.content, Path(member.name).stem))
     return found
+
+
+def _rest_of_a_copy(paths: Sequence[PurePath]) -> set[PurePath]:
+    """Where a learner hands in the whole of my_course: what lies there beside the exercises."""
+    copies = {path.parent.parent for path in paths if path.parent.name == "exercises"}
+    return {
+        path
+        for path in paths
+        for copy in copies
+        if path.is_relative_to(copy) and path.relative_to(copy).parts[0] in ("chapters", "solutions", KEPT)
+    }
 
 
 def fetch(submission: Submission) -> bytes:
@@ -133,7 +149,7 @@ def _content(path: Path) -> bytes:
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
-        return sorted((entry for entry in entries if entry.name[0] not in ".~"), key=lambda entry: entry.name)
+        return sorted((entry for entry in entries if not zips.passed_over(entry.name)), key=lambda entry: entry.name)
 
 
 def _files(folder: Path, root: Path) -> Iterator[Submission]:

@@ -37,13 +37,18 @@ def plain_file(path: Path) -> BinaryIO:
     return open(os.open(path, os.O_RDONLY | flags), "rb")
 
 
+def passed_over(name: str) -> bool:
+    """Is this a file that systems and editors leave about?  A notebook is none, whatever its name begins with."""
+    return name[0] in ".~" and (name.startswith("._") or not name.lower().endswith(".ipynb"))
+
+
 def members(path: Path) -> list[Member]:
     """The notebooks of a zip, and the zips inside it with a fault.  Raises CannotRead for the zip as a whole."""
     found: list[Member] = []
     with _opened(path) as archive:
         for entry in archive.infolist():
             name = PurePosixPath(entry.filename)
-            if entry.is_dir() or name.parts[0] == "__MACOSX" or name.name.startswith("."):
+            if entry.is_dir() or name.parts[0] == "__MACOSX" or passed_over(name.name):
                 continue
             if name.suffix.lower() == ".zip":
                 found.append(Member(entry.filename, b"", None, "is a zip inside a zip, which is not opened"))
