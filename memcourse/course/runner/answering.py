@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .building import build
-from .peer import Callback, Parcel, Peer, metered
+from .meters import METERS, uncounted
+from .peer import Parcel, Peer
 from .portable import Recipe, remake
 from .wire import Connection
 
@@ -48,7 +49,7 @@ class Answering(Peer):
         """With the grader's random numbers, meter and, for a module, its parameters."""
         torch.set_rng_state(given["random"])
         if "parameters" not in given:
-            yield metered(given["meter"], target) if given["meter"] else target
+            yield _metered(given["meter"], target) if given["meter"] else target
             return
         target.train(given["training"])
         yield _WithParameters(target, given["parameters"])
@@ -108,6 +109,35 @@ class Answering(Peer):
         if isinstance(value, Callback):
             return value._number
         return self.given[id(value)][1] if id(value) in self.given else None
+
+
+class Callback:
+    """A function, or an object with methods, of the other side's: what an answer is given to call."""
+
+    def __init__(self, peer: Peer, number: int, name: str, attributes: Mapping[str, Any]) -> None:
+        self._peer, self._number, self.__name__ = peer, number, name
+        vars(self).update(attributes)
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return uncounted(self._peer.call)(self._number, *arguments, named=named)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return lambda *arguments, **named: self._peer.call(self._number, *arguments, method=name, named=named)
+
+
+def _metered(meter: str | None, function: Callable[..., Any]) -> Any:
+    """The function; with a meter, its reading instead of its value."""
+    if meter is None:
+        return function
+
+    def read(*arguments: Any, **named: Any) -> int:
+        with METERS[meter]() as reading:
+            function(*arguments, **named)
+        return reading.found
+
+    return read
 
 
 class _WithParameters:

@@ -8,10 +8,9 @@ through it when the other side asks: see `Bridge`.
 
 from __future__ import annotations
 
-import builtins
 import types
 from collections import namedtuple
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,8 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .meters import METERS, uncounted
-from .traces import error_text, own_line
+from . import errors
 from .wire import BadMessage, Connection, HungUp, Late
 
 LONGEST_TEXT = 4000
@@ -253,7 +251,7 @@ class Peer:
         except self.passing:
             raise
         except BaseException as error:  # an answer may raise anything, SystemExit and KeyboardInterrupt included
-            self.connection.send({"error": _shown_error(error)}, [])
+            self.connection.send({"error": errors.shown(error)}, [])
 
     def serve_back(self, body: dict[str, Any], tensors: list[Tensor], parcel: Parcel) -> dict[str, Any]:
         given, results = self.graphs[body["call"]]
@@ -298,20 +296,11 @@ class Peer:
         yield target
 
     def error(self, shown: Any) -> Exception:
-        """The other side's error, as near to the original as can be: its type where that is one of Python's own."""
+        """The other side's error.  Raises BadMessage for what is none."""
         try:
-            name, text, base = (str(shown[key])[:LONGEST_TEXT] for key in ("name", "message", "base"))
+            return errors.again(shown)
         except (KeyError, TypeError):
             raise BadMessage("an error that cannot be read") from None
-        name = name if name.isidentifier() else "Exception"
-        kind = _exception(name)
-        if kind is None or kind is KeyError:
-            fields = {"__str__": lambda self: text, "__module__": "builtins"}
-            kind = type(name, (_exception(base) or Exception,), fields)
-        try:
-            return kind(text)
-        except TypeError:  # UnicodeDecodeError takes five arguments
-            return RuntimeError(text)
 
 
 class Bridge(torch.autograd.Function):
@@ -338,35 +327,6 @@ class _Release:
         self.peer.released.append(self.call)
 
 
-def metered(meter: str | None, function: Callable[..., Any]) -> Any:
-    """The function; with a meter, its reading instead of its value."""
-    if meter is None:
-        return function
-
-    def read(*arguments: Any, **named: Any) -> int:
-        with METERS[meter]() as reading:
-            function(*arguments, **named)
-        return reading.found
-
-    return read
-
-
-class Callback:
-    """A function, or an object with methods, of the other side's: what an answer is given to call."""
-
-    def __init__(self, peer: Peer, number: int, name: str, attributes: Mapping[str, Any]) -> None:
-        self._peer, self._number, self.__name__ = peer, number, name
-        vars(self).update(attributes)
-
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
-        return uncounted(self._peer.call)(self._number, *arguments, named=named)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return lambda *arguments, **named: self._peer.call(self._number, *arguments, method=name, named=named)
-
-
 def _key(key: Any) -> Any:
     """A key whose hash nobody can choose."""
     if isinstance(key, str | bool | float | None) or (isinstance(key, int) and abs(key) < 1 << 60):
@@ -386,23 +346,3 @@ def _same_bytes(one: Tensor, other: Tensor) -> bool:
         return one.device.type == "meta"  # resized: the sender's keeps its shape, and cannot follow
     one, other = one.detach().contiguous().flatten(), other.detach().contiguous().flatten()
     return not len(one) or bool(torch.equal(one.view(torch.uint8), other.view(torch.uint8)))
-
-
-def _shown_error(error: BaseException) -> dict[str, Any]:
-    own = own_line(error, frozenset())
-    bases = [kind.__name__ for kind in type(error).__mro__ if getattr(builtins, kind.__name__, None) is kind]
-    text = str(error)
-    return {
-        "name": type(error).__name__,
-        "base": bases[0],
-        "message": text[:LONGEST_TEXT],
-        "text": error_text(error),
-        "own": list(own) if own else None,
-    }
-
-
-def _exception(name: str) -> type[Exception] | None:
-    """Python's own exception of that name, where it may be raised on the other side: KeyboardInterrupt is no Ctrl-C."""
-    kind = getattr(builtins, name, None)
-    fits = isinstance(kind, type) and issubclass(kind, Exception) and kind is not StopIteration
-    return kind if fits else None

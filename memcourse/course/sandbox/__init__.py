@@ -19,7 +19,8 @@ from memcourse.course.fresh import on_fresh_numbers
 from memcourse.course.left_out import left_out
 from memcourse.course.runner import confine
 from memcourse.course.runner.traces import error_text, own_line
-from memcourse.course.sandbox.session import Ended, SandboxFault, Session, Stopped, opened, strongest
+from memcourse.course.sandbox.processes import SandboxFault
+from memcourse.course.sandbox.session import Ended, Session, Stopped, opened, strongest
 from memcourse.course.statements import Definition
 
 __all__ = ["MEMORY", "SandboxFault", "Stopped", "offered", "run"]

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memcourse.course.runner.peer import LONGEST_TEXT, Parcel, Peer
+from memcourse.course.runner.errors import LONGEST_TEXT
+from memcourse.course.runner.peer import Parcel, Peer
 from memcourse.course.runner.portable import Recipe
 from memcourse.course.runner.traces import Elsewhere, OwnLine
 from memcourse.course.runner.wire import BadMessage
