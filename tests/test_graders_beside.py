@@ -82,6 +82,10 @@ def named_alike(exercise, number):
     mistake = exercise.mistakes[number]
     with beside(mistake.answer) as there:
         report = engine.run(exercise, there)
+    if report.outcome == "passed":  # it calls the library, which the sandbox leaves out and this process has
+        assert any(check.__name__.endswith("_without_the_library") for check in exercise.properties)
+        assert "library" in mistake.says
+        return
     assert report.outcome in ("wrong", "crashed") and report.mistake == mistake.says, f"{report}"
 
 

@@ -11,6 +11,7 @@ import torch
 from memcourse.course.exercise import Exercise
 
 MOST = 0.1  # by how much a number shrinks
+ROUNDER = 20  # times the tolerance: the numbers of a check are round, and these are not
 
 
 def on_fresh_numbers(exercise: Exercise) -> Exercise:
@@ -19,7 +20,8 @@ def on_fresh_numbers(exercise: Exercise) -> Exercise:
     The cases of a check are public: an answer may hold a table of their results, and no table holds these.
     """
     cases = [shrunk(case) for case in exercise.cases()]
-    return replace(exercise, cases=lambda: cases, gradient=False, properties=(), mistakes=())
+    tolerance = ROUNDER * exercise.tolerance
+    return replace(exercise, cases=lambda: cases, tolerance=tolerance, gradient=False, properties=(), mistakes=())
 
 
 def shrunk(value: Any) -> Any:

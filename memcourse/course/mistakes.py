@@ -56,11 +56,12 @@ def _same_result(one: Result, other: Result, tolerance: float) -> bool:
     return one.changed == other.changed and same(one.value, other.value, tolerance)
 
 
-def _same_error(error: BaseException | None) -> tuple[type, str]:
-    return type(error), str(error)
+def _same_error(error: BaseException | None) -> tuple[str, str]:
+    """By its name, for an error that was raised in another process is of a class of its own here."""
+    return type(error).__name__, str(error)
 
 
-def _trace(failure: Exception | None, stage: str) -> tuple[type, str]:
+def _trace(failure: Exception | None, stage: str) -> tuple[type | str, str]:
     """What two answers that fail at this stage for the same reason have in common."""
     if isinstance(failure, Crashed):
         return _same_error(failure.__cause__)

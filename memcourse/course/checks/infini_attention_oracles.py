@@ -244,7 +244,7 @@ def groups_probe(answer: Any, parameters: Shapes, learning_rate: float, weight_d
     """What AdamW would do with each parameter under these groups, by its name."""
     module = make_module(parameters)
     groups = answer(module, learning_rate, weight_decay, steps)
-    if isinstance(groups, torch.optim.Optimizer):
+    if hasattr(groups, "param_groups"):
         raise Wrong("the groups are asked, a list of dicts, and not the optimizer that is made of them")
     groups = list(groups) if isinstance(groups, list | tuple) else groups
     if not (isinstance(groups, list) and all(isinstance(group, Mapping) for group in groups)):
