@@ -29,7 +29,7 @@ class Holding(Answering):
     def serve_define(self, body: Any, tensors: Any, parcel: Any) -> dict[str, Any]:
         if body["definitions"]:
             return super().serve_define(body, tensors, parcel)
-        return {"value": self.encode(self.answer, parcel), "depends": [], "changed": []}
+        return {"value": self.encode(self.answer, parcel), "depends": [], "changed": [], "refilled": []}
 
 
 @contextmanager

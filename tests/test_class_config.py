@@ -25,6 +25,7 @@ def config(tmp_path, text):
 def test_an_empty_file_is_a_class():
     assert ClassConfig().chapters == () and ClassConfig().late.kept(timedelta(days=400)) == (
         100.0,
+        400,
         "400 days late: 100 %",
     )
 
@@ -64,7 +65,8 @@ def test_a_date_is_the_end_of_that_day_where_the_class_is(tmp_path):
         ("variants = 'yes'", "variants is 'yes'; it should be true or false"),
         ("[points]\n1.2 = 3", "An id stands in quotes"),
         ("[points]\n'1.22' = 3", "no exercise '1.22'. The nearest is"),
-        ("[points]\n'1.2' = -1", "[points] 1.2 is -1; it should be a number of 0 or more"),
+        ("[points]\n'1.2' = -1", "[points] 1.2 is -1; it should be a number from 0 to 100,000"),
+        ("[points]\n'1.2' = inf", "[points] 1.2 is inf; it should be a number from 0 to 100,000"),
         ("[points]\n'1.2' = true", "[points] 1.2 is True; it should be a number"),
         ("points = 3", "points is 3; it should be a table, [points]"),
         ("[deadlines]\n01_attention = '2026-10-12'", "without quotes"),
@@ -98,7 +100,7 @@ DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 
 
 @pytest.mark.parametrize(
-    ("rule", "late", "percent", "said"),
+    ("rule", "late", "percent", "says"),
     [
         (LateRule(percent_per_day=20), timedelta(), 100, ""),
         (LateRule(percent_per_day=20), timedelta(seconds=1), 80, "1 day late: 80 %"),
@@ -113,8 +115,9 @@ DAY, HOUR = timedelta(days=1), timedelta(hours=1)
         (LateRule(steps=((1, 80), (7, 50))), 8 * DAY, 0, "8 days late: 0 %"),
     ],
 )
-def test_what_a_late_submission_keeps(rule, late, percent, said):
-    assert rule.kept(late) == (percent, said)
+def test_what_a_late_submission_keeps(rule, late, percent, says):
+    days = int(says.split()[0]) if says else 0
+    assert rule.kept(late) == (percent, days, says)
 
 
 def test_lateness_counts_from_the_deadline_and_the_learners_own_days():

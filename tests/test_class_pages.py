@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,7 +20,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from memcourse.course.checks import exercises
-from memcourse.course.classroom import commands, drawings, github, junit, pages, similarity
+from memcourse.course.classroom import commands, drawings, github, gradescope, junit, pages, similarity
 from memcourse.course.classroom.class_config import ClassConfig
 from memcourse.course.classroom.printable import printable
 from memcourse.course.classroom.results import Graded, save
@@ -56,7 +57,7 @@ def submission(learner: str, chapter: str = CHAPTER, seed: int = 0) -> Graded:
     return Graded(learner, chapter, f"{learner}.ipynb", at, tuple(reports), got, got, most, "", "", "seccomp", 1.5)
 
 
-FAULTY = Graded("dora", "", "dora.zip", None, (), 0, 0, 0, "", "is not a zip that can be read", None, 0.0)
+FAULTY = Graded("dora", "", "dora.zip", None, (), 0, 0, 0, "", "It is not a zip that can be read.", None, 0.0)
 LATE = replace(submission("late-lena"), points=1.6, raw_points=2, late="2 days late: 80 %")
 CLASS = [submission(f"learner{number:02d}", seed=number) for number in range(6)] + [submission(NASTY), LATE, FAULTY]
 
@@ -173,7 +174,75 @@ def test_a_learners_page_says_what_is_wrong(folder):
         assert printable(report.message) in page.text
     late = learner_page(folder, "late-lena").text
     assert "1.6 of 20 points" in late and "2 days late: 80 % of 2 points" in late
-    assert FAULTY.fault in learner_page(folder, "dora").text
+
+
+def test_why_a_submission_was_not_graded_is_a_sentence_of_its_own(folder):
+    text = learner_page(folder, "dora").text
+    assert "This submission was not graded. dora.zip: It is not a zip that can be read.\n" in text
+    tests = github.points([FAULTY])["tests"] + gradescope.results_json([FAULTY])["tests"]
+    assert [test.get("message", test.get("output")) for test in tests] == [FAULTY.refusal] * 2
+
+
+def test_a_note_is_a_sentence_on_the_learners_page(tmp_path):
+    pages.write([replace(LATE, note="it was in UTF-16")], tmp_path, ClassConfig())
+    assert "\nIt was in UTF-16.\n" in learner_page(tmp_path, LATE.learner).text
+
+
+def test_a_learner_reads_why_nothing_was_attempted(tmp_path):
+    report = Report("1.2", "attention_weights", "not attempted", 0, 2, message="The notebook does not define it.")
+    silent = Report("1.3", "attend", "not attempted", 0, 2)
+    pages.write([replace(LATE, reports=(report, silent))], tmp_path, ClassConfig())
+    text = learner_page(tmp_path, LATE.learner).text
+    assert "1.2 attention_weights: not attempted" in text and report.message in text
+    assert "1.3 attend: not attempted" not in text
+
+
+def test_pages_of_learners_who_are_gone_are_removed(tmp_path):
+    both = [submission("ada"), submission("Bo")]
+    for results in (both, both[:1]):
+        pages.write(results, tmp_path, ClassConfig())
+        gradescope.write(results, tmp_path / "gradescope")
+    assert [path.name for path in (tmp_path / "learners").iterdir()] == ["ada.html"]
+    assert [path.name for path in (tmp_path / "gradescope").iterdir()] == ["ada"]
+
+
+def test_what_else_lies_beside_them_stays(tmp_path):
+    gradescope.write([submission("ada"), submission("bo")], tmp_path / "gradescope")
+    pages.write([submission("ada")], tmp_path, ClassConfig())
+    for name in ("learners/notes.txt", "gradescope/bo/notes.txt"):
+        (tmp_path / name).write_text("the instructor's")
+    gradescope.write([submission("ada")], tmp_path / "gradescope")
+    pages.write([submission("eve")], tmp_path, ClassConfig())
+    assert {path.name for path in (tmp_path / "learners").iterdir()} == {"eve.html", "notes.txt"}
+    assert [path.name for path in (tmp_path / "gradescope" / "bo").iterdir()] == ["notes.txt"]
+
+
+def test_the_runs_notes_stand_before_the_chapters_and_the_confinement_last(tmp_path):
+    pages.write([submission("ada"), FAULTY], tmp_path, ClassConfig(), ["The class's file names <adda>."])
+    text = Page(tmp_path / "index.html").text
+    note, last = "The class's file names <adda>.", "How the answers were confined"
+    parts = [FAULTY.fault, note, f"{CHAPTER}\n", "with the same syntax tree", last]
+    assert all(part in text for part in parts) and sorted(parts, key=text.index) == parts
+
+
+@pytest.mark.parametrize(
+    ("passed", "title"),
+    [
+        ([3, 3, 3], "Checks passed: 3 of 6 in every exercise"),
+        ([3, 1, 3], "Checks passed by the fewest: 1.2 b, 1 of 6"),
+        ([1, 1, 3], "Checks passed by the fewest: 1.1 and 1.2, 1 of 6 each"),
+        ([1, 1, 1, 1, 3], "Checks passed by the fewest: 4 exercises, 1 of 6 each"),
+        ([2], "Checks passed: 2 of 6"),
+    ],
+)
+def test_the_title_of_the_plot_names_those_that_stand_out(passed, title):
+    counts = {f"1.{n}": Counter(passed=many, wrong=6 - many) for n, many in enumerate(passed, start=1)}
+    assert drawings.title(dict(zip(counts, "abcde", strict=False)), counts) == title
+
+
+def test_all_pages_say_checks_passed(folder, index):
+    assert "checks passed" in index.text and not re.search(r"(?<!checks )\bpassed\b(?! (its|the) checks)", index.text)
+    assert "checks passed" in learner_page(folder, "learner00").text
 
 
 def test_nothing_of_a_submission_is_taken_for_html(folder):
@@ -220,7 +289,7 @@ def test_junit_says_the_same_as_the_results(tmp_path):
             assert [case.get("name") for case in said] == named + ["grading"] * (kind == "error" and bool(graded.fault))
             assert len(said) == int(suite.get({"failure": "failures", "error": "errors"}.get(kind, kind)))
     (fault,) = suites[-1].iter("error")
-    assert fault.text == "dora.zip is not a zip that can be read."
+    assert fault.text == "dora.zip: It is not a zip that can be read."
 
 
 def test_what_xml_forbids_is_replaced(tmp_path):

@@ -14,6 +14,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
+from zoneinfo import ZoneInfo
 
 import pytest
 from fake_checks import no_times, report, right_or_wrong, sleep_or
@@ -21,7 +22,7 @@ from test_cli import call  # noqa: F401  a fixture
 from test_submissions import CHAPTER, notebook, put, zipped
 
 from memcourse.course import engine
-from memcourse.course.checks import exercises, find
+from memcourse.course.checks import CHAPTERS, exercises, find
 from memcourse.course.classroom import CannotGrade, extra_checks, reference_times, results, run, tables
 from memcourse.course.classroom.class_config import ClassConfig
 from memcourse.course.classroom.deadlines import LateRule
@@ -33,6 +34,7 @@ from memcourse.course.classroom.run import Interrupted, grade_class
 from memcourse.course.exercise import Report
 from memcourse.course.runner import confine
 from memcourse.course.runner.building import build
+from memcourse.course.variants import variant
 
 EXERCISE = next(exercise for exercise in exercises(CHAPTER) if exercise.name == "attention_weights")
 RIGHT = "def attention_weights(query, key): return 'right'"
@@ -155,6 +157,29 @@ def test_a_chapter_that_the_class_is_not_graded_on_is_named(tmp_path, graded):
     assert one.fault == "It is of chapter 01_attention, and this class is graded on 02_key_value and 03_gated."
 
 
+def test_other_chapters_beside_the_right_one_are_one_note(tmp_path, graded):
+    folder = tmp_path / "submissions"
+    others = {
+        f"{chapter}.ipynb": notebook(f"{exercises(chapter)[0].name} = 3", chapter=chapter) for chapter in CHAPTERS
+    }
+    zipped(folder / "ada.zip", **others | {f"{CHAPTER}.ipynb": notebook(RIGHT)})
+    put(folder / "ben" / "a.ipynb", notebook(RIGHT))
+    put(folder / "ben" / "b.ipynb", others["02_key_value.ipynb"])
+    put(folder / "cleo" / "b.ipynb", others["02_key_value.ipynb"])
+    put(folder / "cleo" / "c.ipynb", others["03_gated.ipynb"])
+    found = by_source(graded(ClassConfig(chapters=(CHAPTER,))))
+    said = "also handed in: notebooks of {}, which this class is not graded on"
+    assert {source: one.note or one.fault for source, one in found.items()} == {
+        f"ada.zip/{CHAPTER}.ipynb": said.format("8 other chapters"),
+        "ben/a.ipynb": said.format("1 other chapter"),
+        "cleo/b.ipynb": f"It is of chapter 02_key_value, and this class is graded on {CHAPTER}.",
+        "cleo/c.ipynb": f"It is of chapter 03_gated, and this class is graded on {CHAPTER}.",
+    }
+    two = graded(ClassConfig(chapters=(CHAPTER, "02_key_value"))).results
+    notes = {one.chapter: one.note for one in two if one.learner == "ada"}
+    assert notes == {CHAPTER: said.format("7 other chapters"), "02_key_value": ""}
+
+
 def test_a_second_run_grades_only_what_has_changed(tmp_path, graded):
     folder, check = tmp_path / "submissions", Counting()
     put(folder / "ada.ipynb", notebook(RIGHT))
@@ -197,6 +222,7 @@ def test_points_deadlines_and_names_cost_no_grading(tmp_path, graded):
     ]:
         (one,) = graded(config, check=check).results
         assert (one.points, one.late) == (points, said)
+        assert (one.days_late, one.share) == (int(said[:1] or 0), int(said.split()[-2]) / 100 if said else 1)
         by_id = {report.exercise: report for report in one.reports}
         assert by_id[EXERCISE.id].max_points == config.points.get(EXERCISE.id, EXERCISE.points)
         assert one.max_points == sum(report.max_points for report in one.reports)
@@ -370,6 +396,32 @@ def test_each_learner_gets_their_own_variant_where_the_class_has_them(tmp_path, 
     assert set(asked) == {"ada", "grace"}
 
 
+def test_a_class_with_variants_is_graded_on_the_learners_own_numbers(tmp_path, monkeypatch):
+    """The solutions, which have the course's numbers, are timed as they are."""
+    monkeypatch.setattr(run.pages, "write", lambda *_: None)
+    plain = find("1.1")
+    own = {learner: variant(plain, learner).oracle() for learner in ("ada", "ben")}
+    assert own["ada"] != own["ben"] and plain.oracle() not in own.values()
+    for learner, value in {"ada": own["ada"], "ben": own["ada"], "cleo": plain.oracle()}.items():
+        put(tmp_path / "submissions" / f"{learner}.ipynb", notebook(f"{plain.name} = {value!r}"))
+    config = ClassConfig(variants=True)
+    found = grade_class(tmp_path / "submissions", tmp_path / "report", config, level="limits", check=equal, pool=Here)
+    outcomes = [report.outcome for one in found.results for report in one.reports if report.exercise == plain.id]
+    assert outcomes == ["passed", "wrong", "wrong"] and [one.fault for one in found.results] == [""] * 3
+    assert reference_times.load(tmp_path / "report", found.key)[CHAPTER][plain.id] == 0.5
+
+
+def equal(exercise, definitions, **_):
+    """Like `right_or_wrong`: is a value that stands in the notebook what the exercise asks for?"""
+    if exercise.asks_for_code or exercise.name not in definitions:
+        return report(exercise, "not attempted")
+    namespace = {}
+    for definition in definitions.closure(exercise.name):
+        exec(definition.source, namespace)
+    expected = pytest.approx(exercise.oracle())
+    return report(exercise, "passed" if namespace[exercise.name] == expected else "wrong", seconds=0.5)
+
+
 def test_the_time_limit_is_ten_times_what_the_solution_takes(tmp_path):
     def timed(exercise, definitions, *, seconds, level):
         assert level == "limits" and seconds is None and exercise.name in definitions
@@ -382,6 +434,7 @@ def test_the_time_limit_is_ten_times_what_the_solution_takes(tmp_path):
     }
     limits = reference_times.limits(CHAPTER, times)
     assert (limits["1.1"], limits["1.2"], limits["1.3"]) == (2, 30, find("1.3").time_limit)
+    assert reference_times.limits(CHAPTER, {"1.2": 0.668836})["1.2"] == 6.7
     reference_times.save(tmp_path, "key", {CHAPTER: times})
     assert reference_times.load(tmp_path, "key") == {CHAPTER: times} and reference_times.load(tmp_path, "other") == {}
 
@@ -430,11 +483,20 @@ def test_a_result_comes_back_as_it_was(tmp_path):
 
 @pytest.mark.parametrize("name", ["=cmd()", "+1", "-1", "@x", "\tx", "\r=x"])
 def test_a_name_is_never_a_formula(tmp_path, name):
-    tables.write([one_result(learner=name)], tmp_path)
+    tables.write([one_result(learner=name)], tmp_path, UTC)
     for table in ("results.csv", "exercises.csv"):
         with open(tmp_path / table, encoding="utf-8-sig", newline="") as file:
             (row,) = csv.DictReader(file)
         assert row["learner"] == f"'{name}" and row["points"] in ("1.6", "2")
+
+
+def test_lateness_stands_in_numbers_and_the_time_in_the_classs_zone(tmp_path):
+    late = {"late": "2 days late: 80 %", "days_late": 2, "share": 0.8, "submitted": "2026-10-12T23:30:00+00:00"}
+    faulty = one_result(learner="eve", source="eve.ipynb", reports=(), fault="It is empty.")
+    tables.write([one_result(**late), one_result(learner="ben"), faulty], tmp_path, ZoneInfo("Europe/Berlin"))
+    with open(tmp_path / "results.csv", encoding="utf-8-sig", newline="") as file:
+        rows = [(row["days_late"], row["share"], row["submitted"]) for row in csv.DictReader(file)]
+    assert rows == [("2", "0.8", "2026-10-13T01:30:00+02:00"), ("0", "1", ""), ("", "", "")]
 
 
 # ---- real processes ----

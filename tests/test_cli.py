@@ -12,9 +12,10 @@ from test_grade import CHAPTER, EXERCISE, GOOD, write
 
 from memcourse import __version__
 from memcourse.course import cli, sandbox
-from memcourse.course.checks import all_exercises, exercises
+from memcourse.course.checks import all_exercises, exercises, find
 from memcourse.course.exercise import Report
 from memcourse.course.start import MANIFEST
+from memcourse.course.variants import variant
 
 COMMANDS = (
     *("start", "lab", "check", "hint", "question", "progress", "grade", "doctor", "data", "datastore"),
@@ -137,6 +138,48 @@ def test_grade_prints_tables_and_records_progress(call, copy):
     code, out, _ = call("progress", "--json")
     assert code == 0 and "passed" in out
     assert (copy / "progress.json").exists()
+
+
+def named(copy, learner):
+    (copy / MANIFEST).write_text(json.dumps({"version": __version__, "files": {}, "learner": learner}))
+
+
+PREDICTED = find("1.1")
+
+
+@pytest.mark.parametrize(
+    ("learner", "answer", "outcome", "told"),
+    [
+        ("", None, "not attempted", False),
+        ("", PREDICTED, "checks passed", False),
+        ("ada", None, "not attempted", True),
+        ("ada", PREDICTED, "wrong", True),
+        ("ada", variant(PREDICTED, "ada"), "checks passed", False),
+    ],
+)
+def test_check_says_where_a_learners_own_numbers_are_until_they_pass(call, copy, learner, answer, outcome, told):
+    named(copy, learner)
+    if answer:
+        answered(copy, f"{PREDICTED.name} = { {key: float(value) for key, value in answer.oracle().items()} }")
+    _, out, err = call("check", "1.1")
+    assert err == "" and outcome in out
+    assert ("\n  You have numbers of your own here: `memcourse question 1.1` shows them.\n" in out) == told
+
+
+def test_the_json_of_a_check_is_the_report_alone(call, copy):
+    named(copy, "ada")
+    assert Report.from_json(call("check", "1.1", "--json")[1]).outcome == "not attempted"
+
+
+def test_grade_says_where_a_learners_own_numbers_are(call, copy):
+    named(copy, "ada")
+    _, out, err = call("grade")
+    said = [line for line in out.splitlines() if "numbers of your own" in line]
+    assert err == "" and said == [
+        f"{id}: You have numbers of your own here: `memcourse question {id}` shows them." for id in ("1.1", "1.7")
+    ]
+    named(copy, "")
+    assert "numbers of your own" not in call("grade")[1]
 
 
 def test_a_solution_is_graded_and_does_not_count(call, copy):
@@ -263,6 +306,18 @@ def test_start_makes_a_copy(call, tmp_path, monkeypatch):
     code, out, err = call("start", "mine")
     assert (code, err) == (0, "") and "3 added" in out
     assert (tmp_path / "mine" / "chapters" / f"{CHAPTER}.ipynb").exists()
+
+
+def test_start_of_a_copy_that_newer_software_made_is_one_sentence(call, copy, tmp_path, monkeypatch):
+    from memcourse.course import start
+
+    write(tmp_path / "repository/chapters" / f"{CHAPTER}.ipynb", GOOD)
+    monkeypatch.setattr(start, "repository", lambda: tmp_path / "repository")
+    (copy / MANIFEST).write_text(json.dumps({"version": "999.0", "files": {}}))
+    before = files(copy)
+    code, out, err = call("start")
+    assert (code, out) == (2, "") and err.count("\n") == 1 and "update the course first" in err
+    assert files(copy) == before
 
 
 def test_start_where_there_is_nothing_to_copy_is_one_sentence(call, tmp_path, monkeypatch):

@@ -119,6 +119,8 @@ def test_the_copy_is_compared_with_the_version(elsewhere: Path) -> None:
     manifest.write_text(json.dumps({"version": "0.0.1", "files": {}}))
     assert found("copy").status == "wrong"
     assert shlex.split(found("copy").remedy)[1:] == ["start", str(manifest.parent)]
+    manifest.write_text(json.dumps({"version": "999.0", "files": {}}))  # newer: `start` would refuse it
+    assert found("copy").status == "wrong" and shlex.split(found("copy").remedy)[0] == "git"
     manifest.write_text("[]")
     assert found("copy").status == "wrong" and shlex.split(found("copy").remedy)[:2] == ["rm", str(manifest)]
 
@@ -164,4 +166,12 @@ def test_run_prints_and_returns_the_exit_code(
     printed = capsys.readouterr().out
     assert ("Nothing is wrong." in printed) == (code == 0)
     assert found("absent").remedy in printed, "commands are printed on one line each, ready to be copied"
-    assert (judged["remedy"] in printed) and ("Wrong, and mended by (judged):" in printed) == (code == 1)
+    assert (judged["remedy"] in printed) and ("Wrong: judged. This mends it:" in printed) == (code == 1)
+
+
+def test_what_is_absent_and_optional_is_said_in_a_sentence(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    declare_course(site, "absent; extra == 'course'", "gone; extra == 'course'")
+    doctor.run(json=False)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Optional, and absent: absent, gone. This brings them: " in printed
+    assert "Optional, and absent: copy. This brings it: " in printed

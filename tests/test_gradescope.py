@@ -100,10 +100,10 @@ def test_results_hold_every_exercise_and_the_score_after_the_late_rule():
 
 def test_what_could_not_be_read_is_said():
     found = gradescope.results_json(
-        [Graded("ada", "", "ada.ipynb", None, (), 0, 0, 0, "", "is not a notebook", None, 0.0)]
+        [Graded("ada", "", "ada.ipynb", None, (), 0, 0, 0, "", "It is not a notebook.", None, 0.0)]
     )
     assert_is_gradescopes(found)
-    assert found["score"] == 0 and found["tests"][0]["output"] == "ada.ipynb is not a notebook."
+    assert found["score"] == 0 and found["tests"][0]["output"] == "ada.ipynb: It is not a notebook."
 
 
 # ---- the zip ----

@@ -194,5 +194,27 @@ def test_every_file_that_the_guide_and_the_rubric_link_exists() -> None:
     assert targets and not [target for target in targets if not (ROOT / target).exists()]
 
 
+def test_the_guide_says_which_answers_are_compared() -> None:
+    from memcourse.course.classroom import similarity
+
+    assert f"fewer than {similarity.SHORT} nodes" in " ".join(GUIDE.split())
+
+
+def test_the_guide_says_how_many_variants_there_are() -> None:
+    from memcourse.course.checks import all_exercises
+    from memcourse.course.variants import variant
+
+    varied = [exercise for exercise in all_exercises() if exercise.variant]
+    learners = [f"learner {number}" for number in range(70)]
+    counts = {one.id: len({repr(variant(one, learner).oracle()) for learner in learners}) for one in varied}
+    assert counts.pop("2.5") == 9 and min(counts.values()) == 12
+    assert "nine variants of 2.5 and at least a dozen of every other" in " ".join(GUIDE.split())
+
+
+def test_what_a_class_leaves_in_the_clone_is_ignored() -> None:
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    assert {"/submissions/", "/report/"} <= set(ignored)
+
+
 def test_the_guide_stays_short() -> None:
     assert len(GUIDE.splitlines()) < 450

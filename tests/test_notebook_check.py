@@ -16,6 +16,7 @@ from nbclient import NotebookClient
 
 import memcourse
 from memcourse.course import notebook, progress
+from memcourse.course import variants as course_variants
 from memcourse.course.checks import UnknownExercise, find
 from memcourse.course.start import MANIFEST
 
@@ -87,6 +88,14 @@ def test_an_unknown_exercise_is_a_sentence_with_the_nearest_names(shell, copy, c
     assert not (copy / progress.FILE).exists()
 
 
+def test_a_chapters_number_is_answered_with_its_exercises(capsys):
+    notebook.question("2")
+    said = capsys.readouterr().out
+    assert [part.split('"')[1] for part in said.split("The nearest: ")[1].split(", ")] == [
+        f"2.{n}" for n in range(1, 6)
+    ]
+
+
 def test_find_raises_what_the_notebook_prints():
     assert find("1.2") is WEIGHTS
     with pytest.raises(UnknownExercise, match="The nearest: "):
@@ -155,6 +164,13 @@ def test_an_answer_that_passes_only_in_the_notebook_is_told_so(shell, capsys):
     assert "  Note: from its definitions alone, as grading takes it, the answer gives: wrong\n    values: " in out
 
 
+def test_every_line_of_a_note_is_indented(shell, monkeypatch, capsys):
+    monkeypatch.setattr("memcourse.course.runner.traces.error_text", lambda error: "one\ntwo")
+    shell.run("import torch", 'settings = {"root": 0}\nsettings["root"] = 2', 'power = 1 / settings["root"]')
+    shell.run(RIGHT.replace("0.5", "power"), CHECK)
+    assert "the answer gives: crashed\n    one\n    two\n" in capsys.readouterr().out
+
+
 def test_definitions_that_raise_when_grading_runs_them_are_told_too(shell, capsys):
     shell.run("import torch", 'settings = {"root": 0}\nsettings["root"] = 2', 'power = 1 / settings["root"]')
     shell.run(RIGHT.replace("0.5", "power"), CHECK)
@@ -182,6 +198,19 @@ def test_another_name_is_warned_about_beside_the_stub_too(shell, capsys):
         "import torch", WEIGHTS.stub, RIGHT.replace("attention_weights", "my_weights"), 'check("1.2", my_weights)'
     )
     assert "is called `my_weights`" in notes(capsys)[0]
+
+
+@pytest.mark.parametrize("answer", ["5", "torch.ones(2)", "'attention_weights'"])
+def test_what_is_neither_a_function_nor_a_class_is_not_asked_for_a_name(shell, capsys, answer):
+    shell.run("import torch", WEIGHTS.stub, f'check("1.2", {answer})')
+    assert notes(capsys) == []
+
+
+def test_what_passes_and_is_neither_a_function_nor_a_class_is_told_what_grading_looks_for(shell, capsys):
+    shell.run("import torch\nfrom functools import partial", RIGHT.replace("attention_weights", "mine"))
+    shell.run('check("1.2", partial(mine))')
+    (note,) = notes(capsys)
+    assert "grading looks for a function or a class `attention_weights`" in note
 
 
 def test_an_answer_with_a_second_name_is_fine(shell, capsys):
@@ -301,7 +330,8 @@ def variants(monkeypatch):
     def show(exercise, learner):
         return f"{exercise.id} for {learner or 'all'}"
 
-    monkeypatch.setitem(sys.modules, "memcourse.course.variants", SimpleNamespace(variant=variant, show=show))
+    monkeypatch.setattr(course_variants, "variant", variant)
+    monkeypatch.setattr(course_variants, "show", show)
 
 
 def test_a_learner_who_gave_a_name_gets_their_variant(shell, copy, variants, capsys):
@@ -317,6 +347,29 @@ def test_a_learner_who_gave_a_name_gets_their_variant(shell, copy, variants, cap
     assert "1.2 for all\n" in out and "1.2 for Ada\n" in out
 
 
+OWN_NUMBERS = """
+  You have numbers of your own here: question("1.1") shows them.
+    from memcourse.course import question
+"""
+
+
+@pytest.mark.parametrize(("numbers", "outcome"), [("course", "wrong"), (None, "not attempted"), ("own", "passed")])
+def test_who_has_other_numbers_than_the_text_is_told_until_they_pass(shell, copy, capsys, numbers, outcome):
+    (copy / MANIFEST).write_text('{"version": "0.1.0", "files": {}, "learner": "Ada"}')
+    exercise = find("1.1")
+    answers = {"course": exercise.oracle(), "own": course_variants.variant(exercise, "Ada").oracle()}
+    notebook.check("1.1", answers.get(numbers))
+    out = capsys.readouterr().out
+    assert outcome in out and (OWN_NUMBERS in out) == (outcome != "passed")
+
+
+def test_the_numbers_of_the_course_are_nobodys_own(shell, copy, capsys):
+    notebook.check("1.1", None)
+    (copy / MANIFEST).write_text('{"version": "0.1.0", "files": {}, "learner": "Ada"}')
+    notebook.check("1.2", None)
+    assert "numbers of your own" not in capsys.readouterr().out
+
+
 def test_a_solution_answers_the_exercise_of_the_course(shell, copy, variants, monkeypatch, capsys):
     (copy / MANIFEST).write_text('{"version": "0.1.0", "files": {}, "learner": "Ada"}')
     monkeypatch.chdir(copy / "solutions")
@@ -328,7 +381,11 @@ def test_a_manifest_that_cannot_be_read_is_a_note(shell, copy, capsys):
     (copy / MANIFEST).write_text("{")
     shell.run("import torch", RIGHT, CHECK)
     out = capsys.readouterr().out
-    assert "checks passed" in out and "  Note: " in out and "is unreadable; remove it and run `memcourse start`" in out
+    assert (
+        "checks passed" in out
+        and out.count("  Note: ") == 1
+        and "is unreadable; remove it and run `memcourse start`" in out
+    )
 
 
 # setup
@@ -355,6 +412,15 @@ def test_setup_says_when_the_notebook_is_of_another_version(capsys):
         f"This notebook was made by version 0.0.7 of the course; you have {memcourse.__version__}. Run "
     )
     assert out.count("\n") == 1 and "`memcourse start`" in out
+
+
+def test_setup_says_to_update_the_course_when_the_notebook_is_newer(capsys):
+    notebook.setup("999.0")
+    out = capsys.readouterr().out
+    assert out.startswith(
+        f"This notebook was made by version 999.0 of the course; you have {memcourse.__version__}. Update the course"
+    )
+    assert out.count("\n") == 1 and "memcourse start" not in out
 
 
 def test_setup_needs_no_matplotlib_and_uses_the_style_where_it_is(monkeypatch):

@@ -164,6 +164,7 @@ def test_the_table_says_what_is_done(tmp_path):
     assert f"{exercises[0].points} of {points}" in text and f"1 of {len(first)} passed" in text
     for exercise in exercises:
         progress.record(report("passed", exercise.id, exercise.points), tmp_path)
+    assert "The best outcome of each exercise counts." in text
     assert "All done." in shown(tmp_path) and "Next:" not in shown(tmp_path)
     assert not any(row["next"] for row in progress.rows(tmp_path))
 
@@ -233,4 +234,5 @@ def test_the_cells_form_has_every_exercise_and_unfolds_the_chapter_of_the_next(t
     assert html.count("<details open>") == 1
     assert html.index("<details open>") < html.index("<td>1.2</td>") < html.index("<td>2.1</td>")
     assert "1 of 7 passed, 2 of 20 points" in html
+    assert "The best outcome of each exercise counts." in html
     assert "Repair the guide&#x27;s attention layer" in html

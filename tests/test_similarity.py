@@ -191,6 +191,35 @@ def test_short_answers_agree_by_chance():
     assert similarity.same_trees([graded("ada", short, "1.2"), graded("bo", short, "1.2")]) == []
 
 
+def test_an_ordinary_answer_of_one_line_more_is_seen():
+    """The answers of chapter 02 are short; one that a copy shares with nobody else is still long enough."""
+    answer = """
+def add(query, key, value, query_next):
+    scores = query @ key.transpose(-2, -1)
+    scaled = scores / math.sqrt(query.shape[-1])
+    weights = torch.softmax(scaled, dim=-1)
+    found = weights @ value
+    return found
+"""
+    nodes = int(fingerprint(answer, "add").partition("-")[0])
+    assert similarity.SHORT <= nodes < 80
+    assert len(similarity.same_trees([graded(name, answer.replace("add", "attend"), "1.3") for name in "ab"])) == 1
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_no_solution_and_no_stub_is_reported(chapter):
+    for definitions in definitions_handed_out(chapter):
+        prints = similarity.fingerprints(chapter, definitions)
+        learners = [
+            Graded(name, chapter, name, None, (), 0, 0, 0, "", "", None, 0.0, fingerprints=prints) for name in "ab"
+        ]
+        assert similarity.same_trees(learners) == []
+
+
+def definitions_handed_out(chapter):
+    return [collect(read(similarity.solution(chapter)).cells), *(collect([e.stub]) for e in exercises(chapter))]
+
+
 def test_the_stub_and_the_solution_are_nobodys_copy(monkeypatch):
     longest = find("1.4")
     assert similarity.same_trees([graded(name, longest.stub, "1.4") for name in ("ada", "bo")]) == []

@@ -18,6 +18,7 @@ import pytest
 import memcourse
 from memcourse.course import merge
 from memcourse.course import start as module
+from memcourse.course.checks import all_exercises
 from memcourse.course.start import MANIFEST, CannotStart, find_copy, read_manifest, start
 
 NAMES = ["chapters/01_a.ipynb", "chapters/02_b.ipynb", "exercises/01_a.ipynb", "solutions/01_a.ipynb"]
@@ -130,6 +131,59 @@ def test_a_new_version_is_merged_into_the_learners_notebook(repository: Path, co
     assert sources(copy / NAMES[2]) == ["a", "b3", "my answer"]
     assert (copy / "kept/0.0.9/exercises/01_a-2.ipynb").read_bytes() == before
     assert (copy / "kept/0.0.9" / NAMES[2]).read_text() == MINE
+
+
+def test_what_is_kept_is_numbered(repository: Path, copy: Path) -> None:
+    (repository / NAMES[2]).write_text(FIRST)
+    start(copy)
+    (copy / NAMES[2]).write_text(MINE)
+    before = []
+    for text in ("b2", "b3", "b4", "b5"):
+        (repository / NAMES[2]).write_text(notebook("a", text, "c"))
+        before.append((copy / NAMES[2]).read_bytes())
+        start(copy)
+    kept = copy / "kept/0.0.9/exercises"
+    names = ["01_a.ipynb", "01_a-2.ipynb", "01_a-3.ipynb", "01_a-4.ipynb"]
+    assert [(kept / name).read_bytes() for name in names] == before
+    assert sorted(path.name for path in kept.iterdir()) == sorted(names)
+
+
+@pytest.mark.parametrize("newer", ["0.10.0", "0.4.0", "0.3.1"])
+def test_older_software_leaves_a_newer_copy_alone(
+    repository: Path, copy: Path, monkeypatch: pytest.MonkeyPatch, newer: str
+) -> None:
+    monkeypatch.setattr(memcourse, "__version__", newer)
+    start(copy, learner="Ada")
+    (repository / NAMES[0]).write_text("older")
+    monkeypatch.setattr(memcourse, "__version__", "0.3.0")
+    before = everything(copy)
+    says = f"{copy} was made by version {newer} of the course and you have 0.3.0: update the course first."
+    with pytest.raises(CannotStart, match=f"^{re.escape(says)}$"):
+        start(copy, learner="Eve")
+    assert everything(copy) == before
+
+
+@pytest.mark.parametrize("older", ["0.9.0", "0.10.0rc1", "0.10.0"])
+def test_newer_software_brings_an_older_copy_up(
+    repository: Path, copy: Path, monkeypatch: pytest.MonkeyPatch, older: str
+) -> None:
+    monkeypatch.setattr(memcourse, "__version__", older)
+    start(copy)
+    (repository / NAMES[0]).write_text("newer")
+    monkeypatch.setattr(memcourse, "__version__", "0.10.0")
+    assert start(copy).updated == [NAMES[0]]
+
+
+def test_start_says_whose_copy_it_is_and_where_its_numbers_are_its_own(repository: Path, copy: Path) -> None:
+    varied = ", ".join(exercise.id for exercise in all_exercises() if not exercise.asks_for_code)
+    shows = f"in {varied}: `memcourse question ID` shows them."
+    said = f"This copy is eve's, with numbers of its own, not the notebooks', {shows}"
+    assert "This copy is" not in str(start(copy))
+    assert str(start(copy, learner="eve")).splitlines()[-1] == said
+    assert str(start(copy)).splitlines()[-1] == said
+    now = f"This copy was eve's; it is evelyn's now, with other numbers {shows}"
+    assert str(start(copy, learner="evelyn")).splitlines()[-1] == now
+    assert "This copy is Evelyn's, with" in str(start(copy, learner="Evelyn"))  # the same name, as numbers go
 
 
 def test_a_second_run_changes_no_file_whatever_the_first_one_did(repository: Path, copy: Path) -> None:
@@ -248,14 +302,15 @@ def test_files_that_were_copied_but_not_recorded_are_recognised(repository: Path
     assert (copy / NAMES[3]).read_text() == "mine"
 
 
-def test_an_unreadable_manifest_changes_nothing(repository: Path, copy: Path) -> None:
+@pytest.mark.parametrize("manifest", ['{"version": ', '{"version": "new", "files": {}}'])
+def test_an_unreadable_manifest_changes_nothing(repository: Path, copy: Path, manifest: str) -> None:
     start(copy)
-    (copy / MANIFEST).write_text('{"version": ')
+    (copy / MANIFEST).write_text(manifest)
     (repository / NAMES[0]).write_text("second")
     before = contents(copy)
     with pytest.raises(CannotStart, match="unreadable"):
         start(copy)
-    assert contents(copy) == before and (copy / MANIFEST).read_text() == '{"version": '
+    assert contents(copy) == before and (copy / MANIFEST).read_text() == manifest
 
 
 @pytest.mark.parametrize("place", [".", "chapters", "exercises/copy"])

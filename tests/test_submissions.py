@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import struct
 import zipfile
@@ -12,11 +13,12 @@ from datetime import UTC, datetime
 import pytest
 
 from memcourse import __version__
-from memcourse.course.checks import exercises
+from memcourse.course.checks import CHAPTERS, exercises
 from memcourse.course.classroom import reading, submissions, zips
 from memcourse.course.classroom.reading import CannotRead
 from memcourse.course.classroom.results import safe_name
 from memcourse.course.classroom.submissions import display, fetch, look, walk
+from memcourse.course.start import start
 
 CHAPTER = "01_attention"
 ANSWER = "def attention_weights(query, key):\n    return key"
@@ -337,6 +339,44 @@ def test_of_a_whole_copy_the_exercises_alone_are_handed_in(tmp_path):
         f"ben/exercises/{CHAPTER}.ipynb": "ben",
         f"cleo/solutions/{CHAPTER}.ipynb": "cleo",
     }
+
+
+def test_of_a_real_copy_the_exercises_alone_are_handed_in(tmp_path):
+    start(tmp_path / "my_course", learner="Cleo")
+    (tmp_path / "submissions").mkdir()
+    shutil.make_archive(str(tmp_path / "submissions" / "cleo"), "zip", tmp_path, "my_course")
+    shutil.copytree(tmp_path / "my_course", tmp_path / "submissions" / "dora")
+    found = seen(tmp_path / "submissions")
+    assert {fault for _, _, fault in found.values()} == {""}
+    places = [f"cleo.zip/my_course/exercises/{chapter}.ipynb" for chapter in CHAPTERS]
+    assert sorted(found) == places + [f"dora/exercises/{chapter}.ipynb" for chapter in CHAPTERS]
+
+
+def test_a_folder_that_begins_with_a_dot_is_passed_over_in_zips_as_in_folders(tmp_path):
+    for name in (".memcourse/base/exercises", ".ipynb_checkpoints", "x/.old/y", "__MACOSX/x"):
+        zipped(tmp_path / "ada.zip", **{f"{name}/a.ipynb": notebook()})
+        put(tmp_path / "ben" / name / "a.ipynb")
+        assert seen(tmp_path)["ada.zip"][2] == "holds no notebook"
+        assert seen(tmp_path)["ben"][2] == "holds no notebook and no zip"
+
+
+@pytest.mark.parametrize(
+    ("name", "learner"),
+    [
+        ("ada_01_attention (1).ipynb", "ada"),
+        ("ada_01_attention(12).ipynb", "ada"),
+        ("ada - Copy.ipynb", "ada"),
+        ("ada - Copy (2).ipynb", "ada"),
+        ("ada (1).zip", "ada"),
+        ("01_attention (1).ipynb", "01_attention"),
+        ("ada (b).ipynb", "ada (b)"),
+        ("(1).ipynb", "(1)"),
+    ],
+)
+def test_what_browsers_add_to_a_name_is_not_the_learners(tmp_path, name, learner):
+    content = tmp_path / name
+    zipped(content, **{"a.ipynb": notebook()}) if name.endswith(".zip") else put(content)
+    assert [found for found, _, _ in seen(tmp_path).values()] == [learner]
 
 
 def test_a_notebook_whose_name_begins_with_a_dot_is_seen(tmp_path):

@@ -87,6 +87,15 @@ def test_what_is_shown_is_the_variants_question_and_stub_or_the_courses():
     assert "Ada" not in variants.show(find("1.2"), "Ada")
 
 
+def test_a_reminder_is_for_a_name_a_variant_and_an_answer_that_does_not_pass():
+    said = "You have numbers of your own here: this shows them."
+    for outcome in ("not attempted", "crashed", "wrong"):
+        assert variants.reminder(find("1.1"), outcome, "Ada", "this") == said
+        assert variants.reminder(find("1.1"), outcome, "", "this") == ""
+        assert variants.reminder(find("1.2"), outcome, "Ada", "this") == ""
+    assert variants.reminder(find("1.1"), "passed", "Ada", "this") == ""
+
+
 def test_the_name_comes_from_the_copy(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert variants.name_of_learner() == ""

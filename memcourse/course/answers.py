@@ -226,7 +226,7 @@ def read(path: str | Path) -> Notebook:
     if version is not None and version != __version__:
         raise NotACourseNotebook(
             f"{path} was made by version {version} of the course, and this is version {__version__}: "
-            "`memcourse start` brings a copy of this version and keeps your work."
+            "the older of the two has to be brought up to date, a notebook by `memcourse start`, which keeps your work."
         )
     if ours.get("kind") == "chapter":
         raise NotACourseNotebook(f"{path} has no answers in it: it is a chapter, and exercises/ has its exercises.")

@@ -133,6 +133,8 @@ def check(
     report = check_answer(own(asked, path), collect(read(path).cells), folder=path.parent)
     _record([report], path)
     print(report.to_json() if json else as_text(report))
+    for sentence in () if json else _own_numbers([report], path).values():
+        print(f"  {sentence}")
     raise typer.Exit(0 if report.outcome == "passed" else 1)
 
 
@@ -218,6 +220,8 @@ def grade(
 
     for notebook in graded:
         Console().print(notebook)
+        for id, sentence in _own_numbers(notebook.reports, notebook.path).items():
+            print(f"{id}: {sentence}")
 
 
 def _grade_class(
@@ -312,6 +316,20 @@ def _record(reports: Sequence[Any], notebook: Path) -> None:
             progress.record(report, copy)
     except progress.NotRecorded as fault:
         print(fault, file=sys.stderr)
+
+
+def _own_numbers(reports: Sequence[Any], notebook: Path) -> dict[str, str]:
+    """Exercise id -> where the learner whose copy holds the notebook finds their numbers, until they pass."""
+    from memcourse.course.checks import find
+    from memcourse.course.start import find_copy, learner_of
+    from memcourse.course.variants import reminder
+
+    learner = learner_of(find_copy(notebook.parent))
+    said = {
+        r.exercise: reminder(find(r.exercise), r.outcome, learner, f"`memcourse question {r.exercise}`")
+        for r in reports
+    }
+    return {id: sentence for id, sentence in said.items() if sentence}
 
 
 def _print_json(document: Any) -> None:

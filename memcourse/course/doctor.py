@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import memcourse
-from memcourse.course.start import MANIFEST, CannotStart, find_copy, read_manifest, repository
+from memcourse.course.start import MANIFEST, CannotStart, find_copy, is_newer, read_manifest, repository
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,14 @@ def _print_table(findings: list[Finding]) -> None:
         part = finding.part
     console.print(table)
 
-    for status, heading in (("wrong", "Wrong, and mended by"), ("note", "Optional, and brought by")):
+    for status, heading, does in (("wrong", "Wrong", "mends"), ("note", "Optional, and absent", "brings")):
         remedies: dict[str, list[str]] = {}
         for finding in findings:
             if finding.status == status and finding.remedy:
                 remedies.setdefault(finding.remedy, []).append(finding.what)
         for remedy, names in remedies.items():
-            console.print(Text(f"\n{heading} ({', '.join(names)}):", style[status]))
+            them = "it" if len(names) == 1 else "them"
+            console.print(Text(f"\n{heading}: {', '.join(names)}. This {does} {them}:", style[status]))
             print(f"  {remedy}")  # never wrapped, so that it can be copied
     if all(finding.status != "wrong" for finding in findings):
         console.print("\nNothing is wrong.")
@@ -219,6 +220,8 @@ def _copy() -> Iterator[Finding]:
         remedy = f"{shlex.join(['rm', str(copy / MANIFEST)])} && {remedy}"
         yield Finding("yours", "copy", f"{copy}, with an unreadable manifest", "", "wrong", remedy)
         return
+    if is_newer(version):
+        remedy = f"{shlex.join(['git', '-C', str(repository()), 'pull'])} && {_pip(f'-e{repository()}')}"
     same = version == memcourse.__version__
     yield _judged(same, Finding("yours", "copy", f"{copy}, version {version}", memcourse.__version__), remedy)
 

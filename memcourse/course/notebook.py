@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
+from textwrap import indent
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from memcourse import __version__
 from memcourse.course import progress as kept
 from memcourse.course.checks import UnknownExercise, find
 from memcourse.course.exercise import Exercise, Report
-from memcourse.course.start import CannotStart, find_copy, learner_of
+from memcourse.course.start import CannotStart, find_copy, is_newer, learner_of
 
 if TYPE_CHECKING:
     from memcourse.course.answers import Definitions
@@ -36,10 +38,12 @@ def setup(version: str, *, seed: int = 0) -> torch.device:
     Prints a line only when the notebook was made by another version of the course.
     """
     if version != __version__:
-        print(
-            f"This notebook was made by version {version} of the course; you have {__version__}. "
-            "Run `memcourse start` for notebooks of your version: it keeps your work."
+        remedy = (
+            "Update the course first: `git pull` in its folder."
+            if is_newer(version)
+            else "Run `memcourse start` for notebooks of your version: it keeps your work."
         )
+        print(f"This notebook was made by version {version} of the course; you have {__version__}. {remedy}")
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -53,28 +57,33 @@ def setup(version: str, *, seed: int = 0) -> torch.device:
 
 def question(id: str) -> None:
     """Print what an exercise asks, in the learner's own variant where it has one."""
-    if exercise := _known(id):
+    learner = _learner()
+    if exercise := _known(id, learner):
         from memcourse.course.variants import show
 
-        print(show(exercise, _learner()))
+        print(show(exercise, learner))
 
 
 def check(id: str, answer: Any) -> None:
     """Check an answer, show what was found, and count it in the progress of this copy of the course."""
-    if exercise := _known(id):
+    learner = _learner()
+    if exercise := _known(id, learner):
         from memcourse.course import engine  # brings in pytest
+        from memcourse.course.variants import reminder
 
         report = engine.run(exercise, answer)
         print(report)
+        if own_numbers := reminder(exercise, report.outcome, learner, f'question("{exercise.id}")'):
+            print(f"  {own_numbers}\n    from memcourse.course import question")
         _show(report)
         for note in _differs_in_grading(exercise, answer, report):
-            print(f"  Note: {note}")
+            _note(note)
         _unless_not_recorded(kept.record, report, _copy())
 
 
 def hint(id: str) -> None:
     """Print the next of the exercise's hints; all of them again when there is no further one."""
-    if exercise := _known(id):
+    if exercise := _known(id, _learner()):
         folder = _copy()
         seen = kept.read(folder).get(exercise.id, kept.Record()).hints
         last = len(exercise.hints)
@@ -104,18 +113,18 @@ def show_progress() -> None:
     display({"text/html": kept.html(rows), "text/plain": text.getvalue()}, raw=True)
 
 
-def _known(id: str) -> Exercise | None:
-    """The exercise, in the learner's own variant; None, and a printed sentence, when there is none of this id."""
+def _known(id: str, learner: str) -> Exercise | None:
+    """The exercise, in the variant of this learner; None, and a printed sentence, when there is none of this id."""
     try:
         exercise = find(id)
     except UnknownExercise as unknown:
         print(unknown)
         return None
-    if learner := _learner():
-        from memcourse.course.variants import variant
+    if not learner:
+        return exercise
+    from memcourse.course.variants import variant
 
-        return variant(exercise, learner)
-    return exercise
+    return variant(exercise, learner)
 
 
 def _learner() -> str:
@@ -123,7 +132,7 @@ def _learner() -> str:
     try:
         return learner_of(_copy())
     except CannotStart as reason:
-        print(f"  Note: {reason}")
+        _note(reason)
         return ""
 
 
@@ -140,7 +149,11 @@ def _unless_not_recorded(write: Callable[..., None], *arguments: Any) -> None:
     try:
         write(*arguments)
     except kept.NotRecorded as reason:
-        print(f"  Note: {reason}")
+        _note(reason)
+
+
+def _note(text: object) -> None:
+    print(indent(f"Note: {text}", "  "))
 
 
 def _shell() -> Any:
@@ -171,8 +184,10 @@ def _differs_in_grading(exercise: Exercise, answer: Any, report: Report) -> Iter
 
     names = shell.user_ns
     if exercise.asks_for_code and names.get(name) is not answer:
-        called = getattr(answer, "__name__", "something else")
-        yield f"grading looks for `{name}`, and this answer is called `{called}`: give it that name."
+        if isinstance(answer, FunctionType | type):
+            yield f"grading looks for `{name}`, and this answer is called `{answer.__name__}`: give it that name."
+        elif report.outcome == "passed":
+            yield f"grading looks for a function or a class `{name}`, and this answer is neither."
         return
     cells = names.get("In", [])[1:]  # IPython counts its cells from 1
     if not cells:  # a tool runs the notebook without a history: there is nothing to compare with
@@ -206,4 +221,5 @@ def _rebuilt(exercise: Exercise, definitions: Definitions, report: Report) -> It
     except BaseException as error:  # a definition may raise anything, SystemExit too
         outcome, message = "crashed", error_text(error)
     if outcome != report.outcome:
-        yield f"from its definitions alone, as grading takes it, the answer gives: {outcome}\n    {message}".rstrip()
+        gives = f"{outcome}\n{indent(message, '  ')}".rstrip()
+        yield f"from its definitions alone, as grading takes it, the answer gives: {gives}"

@@ -28,6 +28,7 @@ from memcourse.course.start import write_atomically
 FILE = "progress.json"
 PATIENCE = 5.0  # seconds to wait for another kernel that is writing
 OUTCOMES = {"not attempted": "", "crashed": "crashed", "wrong": "wrong", "passed": "passed"}  # as the table shows them
+COUNTS = "The best outcome of each exercise counts."
 WORST_TO_BEST: tuple[Outcome, ...] = ("not attempted", "crashed", "wrong", "passed")
 
 
@@ -137,7 +138,7 @@ def what_next(rows: Sequence[dict[str, Any]]) -> str:
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
     """The rows for a terminal: what is done, points by chapter, and the exercise to do next."""
-    shown = Table(caption=what_next(rows), caption_justify="left", caption_style="")
+    shown = Table(caption=f"{what_next(rows)}\n{COUNTS}", caption_justify="left", caption_style="")
     for heading, justify in (("", "right"), ("exercise", "left"), ("outcome", "left"), ("points", "right")):
         shown.add_column(heading, justify=justify)  # type: ignore[arg-type]
     shown.add_column("checks", justify="right")
@@ -155,7 +156,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
 
 def html(rows: Sequence[dict[str, Any]]) -> str:
     """The rows for a notebook: a line for each chapter that unfolds to its exercises, the next one's unfolded."""
-    parts = [f"<p>{escape(what_next(rows))}</p>"]
+    parts = [f"<p>{escape(what_next(rows))}<br>{COUNTS}</p>"]
     headings = "".join(f"<th>{name}</th>" for name in ("", "exercise", "outcome", "points", "checks", "hints"))
     for chapter, in_chapter in groupby(rows, key=itemgetter("chapter")):
         group = list(in_chapter)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -269,7 +269,7 @@ def _central_differences(task: Task, projections: Sequence[np.ndarray], name: st
 
 def check_property(check: Callable[[Any], None], attempt: Attempt) -> None:
     try:
-        with _repeatable():
+        with _repeatable(), getattr(attempt.answer, "keeping_arguments", nullcontext)():
             check(attempt.answer)
     except (Wrong, KeyboardInterrupt):
         raise

@@ -16,8 +16,10 @@ import json
 import os
 import sys
 from dataclasses import asdict, dataclass, field
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
+
+from packaging.version import Version
 
 import memcourse
 from memcourse.course import merge
@@ -51,10 +53,13 @@ class Summary:
 
     added, updated: written.   merged: the learner's, with the new version in it.   kept: the learner's, left alone.
     superseded: those of `kept` of which the course has a newer version, and why the two could not be merged.
+    learner, before: whose copy it is, and whose it was; "" for nobody's.
     """
 
     folder: Path
     version: str
+    learner: str = ""
+    before: str = ""
     added: list[str] = field(default_factory=list)
     updated: list[str] = field(default_factory=list)
     merged: list[str] = field(default_factory=list)
@@ -79,14 +84,26 @@ class Summary:
             lines.append(f"  {name} is yours and was kept; the course has a newer one, but yours {reason}.")
         if self.superseded:
             lines.append("  To get a newer one beside yours, rename yours and run `memcourse start` again.")
+        if self.learner:
+            lines.append(self._whose())
         return "\n".join(lines)
+
+    def _whose(self) -> str:
+        """Whose copy it is, and where its numbers are not those of the notebooks."""
+        from memcourse.course.checks import all_exercises  # brings in torch
+
+        varied = ", ".join(exercise.id for exercise in all_exercises() if exercise.variant)
+        shows = "`memcourse question ID` shows them."
+        if self.before and self.before.casefold() != self.learner.casefold():  # as names count in variants.py
+            return f"This copy was {self.before}'s; it is {self.learner}'s now, with other numbers in {varied}: {shows}"
+        return f"This copy is {self.learner}'s, with numbers of its own, not the notebooks', in {varied}: {shows}"
 
 
 def start(folder: str | os.PathLike[str] = COPY, *, learner: str | None = None) -> Summary:
     """Make the copy, or bring it up to this version, and say what was done.
 
     learner: whose copy this is, from now on; some exercises have a variant for each name. Left out: as it was.
-    Run again after an interruption, it finishes. Raises CannotStart.
+    Run again after an interruption, it finishes. Raises CannotStart, also for a copy of a newer version.
     """
     folder, sources = Path(folder).absolute(), _sources()
     root = repository()
@@ -102,8 +119,13 @@ def start(folder: str | os.PathLike[str] = COPY, *, learner: str | None = None) 
 
 def _bring_up_to_date(folder: Path, sources: dict[str, Path], learner: str | None) -> Summary:
     before = read_manifest(folder) if (folder / MANIFEST).exists() else Manifest("", {})
-    name_of_learner = before.learner if learner is None else learner.strip()
-    summary = Summary(folder, memcourse.__version__)
+    if before.version and is_newer(before.version):
+        had, have = before.version, memcourse.__version__
+        raise CannotStart(
+            f"{folder} was made by version {had} of the course and you have {have}: update the course first."
+        )
+    whose = before.learner if learner is None else learner.strip()
+    summary = Summary(folder, memcourse.__version__, whose, before.learner)
     copied = dict(before.files)
     try:
         for name, source in sources.items():
@@ -112,7 +134,7 @@ def _bring_up_to_date(folder: Path, sources: dict[str, Path], learner: str | Non
                 _write_once(folder / BASE / name, content)
                 copied[name] = _sha256(content)
     finally:  # an interrupted run records what it has done
-        manifest = Manifest(memcourse.__version__, copied, name_of_learner)
+        manifest = Manifest(memcourse.__version__, copied, whose)
         _write_once(folder / MANIFEST, (json.dumps(asdict(manifest), indent=1) + "\n").encode())
     return summary
 
@@ -151,11 +173,9 @@ def _merge(name: str, base: bytes | None, present: bytes, content: bytes, folder
     was = merge.read(base)
     merged = merge.merge(was, mine, new)
     merged["metadata"]["memcourse"] |= stamp
-    kept = folder / KEPT / str(merge.about(was).get("version", "earlier")) / name
-    numbered = (kept.with_stem(f"{kept.stem}-{number}") for number in count(2))
-    while _content(kept) not in (None, present):
-        kept = next(numbered)
-    _write_once(kept, present)
+    place = folder / KEPT / str(merge.about(was).get("version", "earlier")) / name
+    numbered = (place.with_stem(f"{place.stem}-{number}") for number in count(2))
+    _write_once(next(path for path in chain([place], numbered) if _content(path) in (None, present)), present)
     write_atomically(folder / name, merge.write(merged))
 
 
@@ -197,7 +217,9 @@ def read_manifest(copy: Path) -> Manifest:
     """The manifest of a copy. Raises CannotStart where it is not one."""
     try:
         document = json.loads((copy / MANIFEST).read_bytes())
-        return Manifest(str(document["version"]), dict(document["files"]), str(document.get("learner", "")).strip())
+        return Manifest(
+            str(Version(document["version"])), dict(document["files"]), str(document.get("learner", "")).strip()
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise CannotStart(
             f"{copy / MANIFEST} is unreadable; remove it and run `memcourse start` again (your work is kept)."
@@ -207,6 +229,11 @@ def read_manifest(copy: Path) -> Manifest:
 def learner_of(copy: Path | None) -> str:
     """Whose copy it is, as `start` was told; "" where it was not. Raises CannotStart for an unreadable manifest."""
     return read_manifest(copy).learner if copy else ""
+
+
+def is_newer(version: str) -> bool:
+    """Is this version of the course newer than the one that runs?  Raises ValueError where it is no version."""
+    return Version(version) > Version(memcourse.__version__)
 
 
 def repository() -> Path:

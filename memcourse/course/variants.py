@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 from difflib import get_close_matches
 
-from memcourse.course.exercise import Exercise
+from memcourse.course.exercise import Exercise, Outcome
 from memcourse.course.start import find_copy, learner_of
 
 
@@ -38,6 +38,16 @@ def show(exercise: Exercise, learner: str) -> str:
     own = variant(exercise, learner) if learner else exercise
     whose = f" (the numbers of {learner.strip()})" if learner and exercise.variant else ""
     return f"{own.id} {own.title}{whose}\n\n{own.question}\n\n{own.stub}"
+
+
+def reminder(exercise: Exercise, outcome: Outcome, learner: str, asking: str) -> str:
+    """A sentence for a learner whose numbers are not those of the notebook's text, until they pass; else "".
+
+    asking: what shows them, such as 'question("2.1")'.
+    """
+    if outcome == "passed" or not (learner and exercise.variant):
+        return ""
+    return f"You have numbers of your own here: {asking} shows them."
 
 
 def usual_sentence(exercise: Exercise, says: str) -> str:

@@ -36,12 +36,14 @@ def all_exercises() -> tuple[Exercise, ...]:
 
 
 def find(id: str) -> Exercise:
-    """The exercise with this id, such as "1.2".  UnknownExercise names the nearest ids, names and titles."""
+    """The exercise with this id, such as "1.2".  UnknownExercise names those that begin so, or the nearest."""
     by_id = {exercise.id: exercise for exercise in all_exercises()}
     if id in by_id:
         return by_id[id]
+    asked = str(id).strip().lower()
     keys = {key.lower(): e for e in by_id.values() for key in (e.title, e.name, e.id)}
-    near = get_close_matches(str(id).strip().lower(), keys, n=3, cutoff=0.5)
+    begin = [key for key in by_id if asked and key.startswith(asked)]
+    near = begin or get_close_matches(asked, keys, n=3, cutoff=0.5)
     shown = dict.fromkeys(f'"{keys[key].id}" {keys[key].name}' for key in near)
     rest = f"The nearest: {', '.join(shown)}." if shown else f"There are {', '.join(by_id)}."
     raise UnknownExercise(f"There is no exercise {id!r}. {rest}")

@@ -266,8 +266,8 @@ def nothing_as_large_as_half_of_all_distances(answer: Any) -> None:
         )
 
 
-MANY = {"queries": 1024, "blocks": 64, "keys": 512, "width": 64, "k": 8}
-LITTLE = 96 << 20  # bytes; all distances of so many take 128 MB, and so do the differences of a block with all queries
+MANY = {"queries": 2048, "blocks": 64, "keys": 512, "width": 64, "k": 8}
+LITTLE = 192 << 20  # bytes; all distances of so many take 256 MB, and so do the differences of a block with all queries
 
 
 def _in_little_memory(answer: Any) -> None:

@@ -153,10 +153,9 @@ def _list(value: Any, where: str) -> list[Any]:
     return _of_type(value, list, where, "a list in square brackets")
 
 
-def _number(value: Any, where: str, most: float = float("inf")) -> float:
+def _number(value: Any, where: str, most: float = 100_000) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
-        bounds = f"from 0 to {most:g}" if most < float("inf") else "of 0 or more"
-        raise BadConfig(f"{where} is {value!r}; it should be a number {bounds}.")
+        raise BadConfig(f"{where} is {value!r}; it should be a number from 0 to {most:,g}.")
     return value
 
 

@@ -5,8 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 DAY = timedelta(days=1)
+
+
+class Kept(NamedTuple):
+    """The percentage of its points that a submission keeps, the days begun since the deadline, and how to say it."""
+
+    percent: float
+    days: int
+    says: str
 
 
 @dataclass(frozen=True)
@@ -23,16 +32,16 @@ class LateRule:
     floor: float = 0.0
     steps: tuple[tuple[float, float], ...] = ()
 
-    def kept(self, late: timedelta) -> tuple[float, str]:
-        """The percentage that a submission keeps which came so long after its deadline, and how to say it."""
+    def kept(self, late: timedelta) -> Kept:
+        """What a submission keeps which came so long after its deadline."""
         if late <= self.grace:
-            return 100.0, ""
+            return Kept(100.0, 0, "")
         days = math.ceil(late / DAY)
         if self.steps:
             percent = next((percent for most, percent in self.steps if late <= most * DAY), 0.0)
         else:
             percent = max(self.floor, 100.0 - self.percent_per_day * days)
-        return percent, f"{days} {'day' if days == 1 else 'days'} late: {percent:g} %"
+        return Kept(percent, days, f"{days} {'day' if days == 1 else 'days'} late: {percent:g} %")
 
 
 def lateness(submitted: datetime | None, deadline: datetime | None, extra_days: float = 0.0) -> timedelta:

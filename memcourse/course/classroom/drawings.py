@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memcourse.course.exercise import Outcome, Report
 from memcourse.course.figures import DPI, INK, ON_PAGE, STYLE, WIDTH, to_png
+from memcourse.course.words import listed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +23,7 @@ LOOKS: dict[Outcome, dict[str, Any]] = {  # from dark to white: the order holds 
     "crashed": {"facecolor": "#f3d9b1", "edgecolor": INK, "hatch": "...."},
     "not attempted": {"facecolor": "#ffffff", "edgecolor": INK},
 }
+NAMED = 3  # exercises that the title of a plot names at most
 Counts = Mapping[str, Counter[Outcome]]  # exercise id -> how many
 
 
@@ -34,13 +36,12 @@ class Drawing(NamedTuple):
 
 
 def outcomes(chapter: str, exercises: Mapping[str, str], counts: Counts) -> Drawing:
-    """How many passed, were wrong, crashed or did not attempt each exercise (id -> name): a bar for each."""
+    """How many passed the checks, were wrong, crashed or did not attempt each exercise (id -> name): a bar for each."""
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    least = min(counts, key=lambda id: counts[id]["passed"])
-    total = counts[least].total()
+    total = max(count.total() for count in counts.values())
     with matplotlib.rc_context(STYLE):
         fig = Figure(figsize=(WIDTH, 1.7 + 0.36 * len(exercises)))
         ax = fig.subplots()
@@ -51,17 +52,42 @@ def outcomes(chapter: str, exercises: Mapping[str, str], counts: Counts) -> Draw
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(axis="y", visible=False)
         ax.set(xlabel="submissions", xlim=(0, total))
-        ax.set_title(f"Passed least: {least} {exercises[least]}, by {counts[least]['passed']} of {total}")
+        ax.set_title(title(exercises, counts))
         fig.legend(loc="outside lower center", ncols=len(LOOKS))
-        says = f"{chapter}: for each exercise, how many submissions passed, were wrong, crashed or did not attempt it."
-        return _drawn(fig, says)
+        says = "for each exercise, how many submissions passed its checks, were wrong, crashed or did not attempt it"
+        return _drawn(fig, f"{chapter}: {says}.")
+
+
+def title(exercises: Mapping[str, str], counts: Counts) -> str:
+    """Which exercises were passed by the fewest, where there are some that stand out."""
+    fewest = min(count["passed"] for count in counts.values())
+    least = [id for id, count in counts.items() if count["passed"] == fewest]
+    share = f"{fewest} of {counts[least[0]].total()}"
+    if len(least) == len(counts):
+        return f"Checks passed: {share} in every exercise" if len(counts) > 1 else f"Checks passed: {share}"
+    if len(least) == 1:
+        return f"Checks passed by the fewest: {least[0]} {exercises[least[0]]}, {share}"
+    which = listed(least) if len(least) <= NAMED else f"{len(least)} exercises"
+    return f"Checks passed by the fewest: {which}, {share} each"
+
+
+def said(outcome: Outcome) -> str:
+    """An outcome in the words of `check`."""
+    return "checks passed" if outcome == "passed" else outcome
 
 
 def _bars(ax: Axes, counts: Counts) -> None:
     left = dict.fromkeys(counts, 0)
     for outcome, look in LOOKS.items():
         widths = {id: count[outcome] for id, count in counts.items()}
-        ax.barh(range(len(counts)), list(widths.values()), left=list(left.values()), height=0.72, label=outcome, **look)
+        ax.barh(
+            range(len(counts)),
+            list(widths.values()),
+            left=list(left.values()),
+            height=0.72,
+            label=said(outcome),
+            **look,
+        )
         behind = {"facecolor": look["facecolor"], "linewidth": 0, "pad": 1}
         ink = "white" if outcome == "passed" else "black"
         for row, (id, width) in enumerate(widths.items()):

@@ -50,7 +50,7 @@ def output(results: Sequence[Graded]) -> str:
 
 def points(results: Sequence[Graded]) -> dict[str, Any]:
     tests = [_test(report) for graded in results for report in graded.reports]
-    tests += [_case("grading", "error", f"{graded.source} {graded.fault}.") for graded in results if graded.fault]
+    tests += [_case("grading", "error", graded.refusal) for graded in results if graded.fault]
     return {
         "version": 1,
         "status": "pass" if all(test["status"] == "pass" for test in tests) else "fail",

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,7 +43,13 @@ def results_json(graded: Sequence[Graded]) -> dict[str, Any]:
 
 
 def write(results: Sequence[Graded], folder: Path) -> None:
-    """A results.json for each learner, in a folder that bears the learner's name."""
+    """A results.json for each learner, in a folder that bears the learner's name; none of learners who are gone."""
+    current = {folder / safe_name(one.learner) / "results.json" for one in results}
+    for path in folder.glob("*/results.json"):
+        if path not in current:
+            path.unlink()
+            with suppress(OSError):  # somebody keeps something else in it
+                path.parent.rmdir()
     for learner, graded in groupby(sorted(results, key=lambda one: one.learner), key=lambda one: one.learner):
         text = json.dumps(results_json(list(graded)), indent=1)
         write_atomically(folder / safe_name(learner) / "results.json", f"{text}\n".encode())
@@ -68,7 +75,7 @@ def _about(graded: Graded) -> Iterator[str]:
 
 def _tests(graded: Graded) -> Iterator[dict[str, Any]]:
     if graded.fault:
-        yield _test("Grading", f"{graded.source} {graded.fault}.", "failed")
+        yield _test("Grading", graded.refusal, "failed")
     for report in graded.reports:
         yield _exercise(report)
 

@@ -38,7 +38,7 @@ def _suite(graded: Graded) -> ElementTree.Element:
         suite.set("timestamp", printable(graded.submitted))
     if graded.fault:
         case = ElementTree.SubElement(suite, "testcase", classname=suite.attrib["name"], name="grading", time="0.000")
-        _tell(case, "error", f"{graded.source} {graded.fault}.")
+        _tell(case, "error", graded.refusal)
     for report in graded.reports:
         suite.append(_case(report, suite.attrib["name"]))
     return suite

@@ -64,22 +64,24 @@ def graded(submission: Submission, found: Checked, config: ClassConfig) -> Grade
     submitted = config.submitted.get(submission.chapter, {}).get(submission.learner, submission.submitted)
     extra = config.extra_days.get(submission.learner, 0)
     late = deadlines.lateness(submitted, config.deadlines.get(submission.chapter), extra)
-    percent, said = config.late.kept(late)
+    kept = config.late.kept(late)
     return Graded(
         learner=submission.learner,
         chapter=submission.chapter,
         source=submission.source,
         submitted=submitted.isoformat() if submitted else None,
         reports=valued,
-        points=round(raw * percent / 100, 4),
+        points=round(raw * kept.percent / 100, 4),
         raw_points=raw,
         max_points=sum(report.max_points for report in valued),
-        late=said,
+        late=kept.says,
         fault="",
         level=next((report.level for report in valued if report.level), None),
         seconds=round(sum(report.seconds for report in valued), 3),
         note=submission.note,
         fingerprints=found.fingerprints,
+        days_late=kept.days,
+        share=kept.percent / 100,
     )
 
 

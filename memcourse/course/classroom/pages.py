@@ -42,13 +42,14 @@ class Chapter:
     solution_known: bool
 
 
-def write(results: Sequence[Graded], out: Path, config: ClassConfig) -> None:
-    """Write out/index.html and out/learners/NAME.html."""
+def write(results: Sequence[Graded], out: Path, config: ClassConfig, notes_on_run: Sequence[str] = ()) -> None:
+    """Write out/index.html and out/learners/NAME.html, and remove the pages of learners who are gone."""
     templates = _templates(config)
     page = templates.get_template("class.html").render(
         results=results,
         learners={graded.learner for graded in results},
         levels=_levels(results),
+        notes=notes_on_run,
         odd=[graded for graded in results if graded.fault or graded.note],
         chapters=_chapters(results),
         outcomes=drawings.LOOKS,
@@ -62,6 +63,10 @@ def write(results: Sequence[Graded], out: Path, config: ClassConfig) -> None:
     for learner, submissions in by_learner.items():
         page = template.render(learner=learner, submissions=submissions, picture=drawings.picture)
         _save(page, out / _page_of(learner))
+    current = {out / _page_of(learner) for learner in by_learner}
+    for path in (out / "learners").glob("*.html"):
+        if path not in current:
+            path.unlink()
 
 
 def _templates(config: ClassConfig) -> Environment:
@@ -74,7 +79,8 @@ def _templates(config: ClassConfig) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"number": _number, "capital": capital, "page": _page_of, "when": lambda at: _when(at, zone)}
+    templates.filters |= {"number": _number, "capital": capital, "page": _page_of, "outcome": drawings.said}
+    templates.filters["when"] = lambda at: _when(at, zone)
     templates.globals |= {"course": config.title, "made": f"{datetime.now(zone):%Y-%m-%d %H:%M %Z}"}
     return templates
 

@@ -25,8 +25,8 @@ class Graded:
     source:     its place in the folder of submissions; inside a zip, "ada.zip/01_attention.ipynb"
     submitted:  when it was handed in (ISO 8601), where that is known
     points:     after the late rule; raw_points are before it
-    late:       "" or "2 days late: 80 %"
-    fault:      "" or why it could not be graded
+    late:       "" or "2 days late: 60 %"; days_late (begun) and share (what is kept of the points, 0.6) are the same
+    fault:      "" or why it could not be graded, a sentence that begins with It
     level:      how the answers were confined
     note:       "" or what was odd about a submission that was graded all the same
     fingerprints: exercise id -> that of the answer's syntax tree, see memcourse.course.classroom.similarity
@@ -46,6 +46,13 @@ class Graded:
     seconds: float
     note: str = ""
     fingerprints: dict[str, str] = field(default_factory=dict)
+    days_late: int = 0
+    share: float = 1.0
+
+    @property
+    def refusal(self) -> str:
+        """Which submission was not graded, and why: "ada.zip: It is empty." """
+        return f"{self.source}: {self.fault}"
 
 
 def to_dict(graded: Graded) -> dict[str, Any]:

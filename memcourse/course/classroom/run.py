@@ -72,6 +72,8 @@ class Class:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def keep(self, found: Graded, fingerprint: str = "") -> None:
+        if any(sandbox.LATE in report.message for report in found.reports):
+            fingerprint = ""  # on a machine that is less busy it may have the time
         with _writing(self):
             results.save(found, self.out, fingerprint)
         self.results.append(found)
@@ -134,17 +136,38 @@ def _found(this: Class, processes: Any, files: Sequence[Submission]) -> list[Sub
     for file, outcome in processes.each(look, [file for file in named if not file.fault], READING):
         looked += [replace(file, fault=_why(outcome))] if isinstance(outcome, Exception) else outcome
     by_place = sorted(looked, key=lambda one: one.source)
-    found = _one_for_each_chapter([_asked_for(one, this.config) for one in by_place])
+    found = _one_for_each_chapter(_asked_for(by_place, this.config.chapters))
     for one in found:
         if one.fault:
             this.keep(faulty(one, one.fault))
     return [one for one in found if not one.fault]
 
 
-def _asked_for(one: Submission, config: ClassConfig) -> Submission:
-    if one.fault or not config.chapters or one.chapter in config.chapters:
+def _asked_for(found: Sequence[Submission], chapters: Sequence[str]) -> list[Submission]:
+    """A notebook of another chapter is a fault, or a note on those that its learner handed in of the right ones."""
+    if not chapters:
+        return list(found)
+    asked = {_person(one) for one in found if one.chapter in chapters}
+    others: dict[str, set[str]] = {}
+    kept = []
+    why = f"and this class is graded on {listed(chapters)}"
+    for one in found:
+        if one.fault or one.chapter in chapters:
+            kept.append(one)
+        elif _person(one) in asked:
+            others.setdefault(_person(one), set()).add(one.chapter)
+        else:
+            kept.append(replace(one, fault=f"is of chapter {one.chapter}, {why}"))
+    return [one if one.fault else _with_others(one, others.pop(_person(one), set())) for one in kept]
+
+
+def _with_others(one: Submission, others: set[str]) -> Submission:
+    """With the note, which the first of a learner's notebooks has for all of them."""
+    if not others:
         return one
-    return replace(one, fault=f"is of chapter {one.chapter}, and this class is graded on {listed(config.chapters)}")
+    count = f"{len(others)} other {'chapter' if len(others) == 1 else 'chapters'}"
+    said = f"also handed in: notebooks of {count}, which this class is not graded on"
+    return replace(one, note="; ".join(filter(None, [one.note, said])))
 
 
 def _one_for_each_chapter(found: Sequence[Submission]) -> list[Submission]:
@@ -153,13 +176,17 @@ def _one_for_each_chapter(found: Sequence[Submission]) -> list[Submission]:
     groups: dict[tuple[str, str], dict[str, Submission]] = {}
     for one in found:
         if not one.fault:
-            name = unicodedata.normalize("NFC", one.learner).strip().casefold()
-            groups.setdefault((name, one.chapter), {}).setdefault(one.sha256, one)
+            groups.setdefault((_person(one), one.chapter), {}).setdefault(one.sha256, one)
     for (_, chapter), versions in groups.items():
         several = [one.source for one in versions.values()]
         why = f"is one of {len(several)} different notebooks of one learner for {chapter} ({listed(several)}): keep one"
         kept += [replace(one, fault=why if len(several) > 1 else "") for one in versions.values()]
     return kept
+
+
+def _person(one: Submission) -> str:
+    """The learner's name, as far as it tells two people apart."""
+    return unicodedata.normalize("NFC", one.learner).strip().casefold()
 
 
 def _not_graded_yet(this: Class, found: Sequence[Submission]) -> list[Submission]:
@@ -209,17 +236,18 @@ def _report(this: Class) -> None:
     this.results.sort(key=results.order)
     named = {found.learner for found in this.results}
     promised = {*this.config.extra_days, *(name for names in this.config.submitted.values() for name in names)}
-    this.notes += [f"At the level {this.rules.level!r} here: {note}" for note in confine.notes(this.rules.level)]
     this.notes += [f"The class's file names {name}, who handed in nothing." for name in sorted(promised - named)]
+    on_level = [f"At the level {this.rules.level!r} here: {note}" for note in confine.notes(this.rules.level)]
     with _writing(this):
         current = {f"{results.safe_name(found.source)}.json" for found in this.results}
         for path in (this.out / results.FOLDER).glob("*.json"):
             if path.name not in current:
                 path.unlink()
-        tables.write(this.results, this.out)
-        pages.write(this.results, this.out, this.config)
+        tables.write(this.results, this.out, this.config.time_zone)
+        pages.write(this.results, this.out, this.config, this.notes)  # which says of the level all that there is
         junit.write(this.results, this.out / "junit.xml")
         gradescope.write(this.results, this.out / "gradescope")
+    this.notes += on_level
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def summary(results: Sequence[Graded], level: str, out: Any, notes: Sequence[str
                 f"{found.points:g} of {found.max_points:g}",
                 Text("; ".join(filter(None, [found.late, found.note]))),
             )
-    faults = [Padding(Text(f"{found.source}: {found.fault}"), (0, 0, 0, 2)) for found in results if found.fault]
+    faults = [Padding(Text(found.refusal), (0, 0, 0, 2)) for found in results if found.fault]
     above = [Text(f"Could not be graded: {len(faults)}")] if faults else []
     ends = [*notes, f"Answers were confined at the level {level!r}.", f"The report: {out}/index.html"]
     return Group(*([table] if table.row_count else []), *above, *faults, *map(Text, ends))

@@ -27,7 +27,7 @@ from memcourse.course.classroom.results import Graded
 from memcourse.course.start import repository
 from memcourse.course.statements import DOES_NOT_PARSE, Definition
 
-SHORT = 80  # nodes
+SHORT = 40  # nodes
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 

@@ -24,6 +24,7 @@ from memcourse.course.start import KEPT
 LARGEST_NOTEBOOK = zips.LARGEST_ENTRY
 LARGEST_ZIP = 50 << 20
 NOTEBOOK, ZIP = ".ipynb", ".zip"
+COPY_OF_A_FILE = re.compile(r"( ?\(\d+\)| - Copy)+$")  # as browsers and systems end a name that is taken
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,7 @@ def _not_a_submission(entry: os.DirEntry[str]) -> str:
 
 def _learner(path: Path) -> str:
     """The file's name without the chapter's; the whole of it where nothing else is left."""
-    slug = reading.slug_in(path.stem)
-    parts = re.split(rf"[\W_]*{re.escape(slug)}[\W_]*", path.stem) if slug else [path.stem]
-    return display("_".join(filter(None, parts)) or path.stem)
+    name = COPY_OF_A_FILE.sub("", path.stem) or path.stem
+    slug = reading.slug_in(name)
+    parts = re.split(rf"[\W_]*{re.escape(slug)}[\W_]*", name) if slug else [name]
+    return display("_".join(filter(None, parts)) or name)

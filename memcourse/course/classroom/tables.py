@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from memcourse.course.start import write_atomically
 STARTS_A_FORMULA = tuple("=+-@\t\r\n")
 
 
-def write(results: Sequence[Graded], out: Path) -> None:
+def write(results: Sequence[Graded], out: Path, zone: tzinfo) -> None:
     ids = sorted(
         {report.exercise for graded in results for report in graded.reports},
         key=lambda id: [int(part) if part.isdigit() else 0 for part in id.split(".")],
     )
-    about = ("learner", "chapter", *ids, "raw_points", "points", "max_points", "late", "submitted", "fault", "source")
-    _write(out / "results.csv", about, (_row(graded, ids) for graded in results))
+    totals = ("raw_points", "points", "max_points", "late", "days_late", "share")
+    about = ("learner", "chapter", *ids, *totals, "submitted", "fault", "source")
+    _write(out / "results.csv", about, (_row(graded, ids, zone) for graded in results))
     each = ("learner", "chapter", "exercise", "name", "outcome", "points", "max_points", "mistake", "seconds")
     _write(
         out / "exercises.csv",
@@ -33,11 +35,13 @@ def write(results: Sequence[Graded], out: Path) -> None:
     )
 
 
-def _row(graded: Graded, ids: Sequence[str]) -> tuple[Any, ...]:
+def _row(graded: Graded, ids: Sequence[str], zone: tzinfo) -> tuple[Any, ...]:
     points = {report.exercise: report.points for report in graded.reports}
-    totals = (graded.raw_points, graded.points, graded.max_points) if graded.reports else ("", "", "")
-    rest = (graded.late, graded.submitted or "", graded.fault, graded.source)
-    return (graded.learner, graded.chapter, *(points.get(id, "") for id in ids), *totals, *rest)
+    late = (graded.late, graded.days_late, graded.share)
+    totals = (graded.raw_points, graded.points, graded.max_points, *late) if graded.reports else ("",) * 6
+    submitted = datetime.fromisoformat(graded.submitted).astimezone(zone).isoformat() if graded.submitted else ""
+    each = (points.get(id, "") for id in ids)
+    return (graded.learner, graded.chapter, *each, *totals, submitted, graded.fault, graded.source)
 
 
 def _write(path: Path, heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

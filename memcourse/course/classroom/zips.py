@@ -42,13 +42,18 @@ def passed_over(name: str) -> bool:
     return name[0] in ".~" and (name.startswith("._") or not name.lower().endswith(".ipynb"))
 
 
+def folder_passed_over(name: str) -> bool:
+    """Is this a folder that systems, editors and the course itself keep for themselves, as .memcourse is?"""
+    return name[0] in ".~" or name == "__MACOSX"
+
+
 def members(path: Path) -> list[Member]:
     """The notebooks of a zip, and the zips inside it with a fault.  Raises CannotRead for the zip as a whole."""
     found: list[Member] = []
     with _opened(path) as archive:
         for entry in archive.infolist():
             name = PurePosixPath(entry.filename)
-            if entry.is_dir() or name.parts[0] == "__MACOSX" or passed_over(name.name):
+            if entry.is_dir() or any(map(folder_passed_over, name.parts[:-1])) or passed_over(name.name):
                 continue
             if name.suffix.lower() == ".zip":
                 found.append(Member(entry.filename, b"", None, "is a zip inside a zip, which is not opened"))

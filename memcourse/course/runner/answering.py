@@ -34,20 +34,16 @@ class Answering(Peer):
         np.random.seed(0)
         torch.manual_seed(0)
         answer = build([SimpleNamespace(**fields) for fields in body["definitions"]], body["name"])
-        return {"value": self.encode(answer, parcel), "depends": [], "changed": []}
+        return {"value": self.encode(answer, parcel), "depends": [], "changed": [], "refilled": []}
 
     def serve_get(self, body: dict[str, Any], tensors: list[Tensor], parcel: Parcel) -> dict[str, Any]:
         value = getattr(self.handed_out[body["thing"]], body["attribute"])
-        return {"value": self.encode(value, parcel), "depends": [], "changed": []}
-
-    def serve_call(self, body: dict[str, Any], tensors: list[Tensor], parcel: Parcel) -> dict[str, Any]:
-        reply = super().serve_call(body, tensors, parcel)
-        return reply | {"random": parcel.add(torch.get_rng_state())}
+        return {"value": self.encode(value, parcel), "depends": [], "changed": [], "refilled": []}
 
     @contextmanager
     def around(self, target: Any, given: Mapping[str, Any]) -> Iterator[Any]:
-        """With the grader's random numbers, meter and, for a module, its parameters."""
-        torch.set_rng_state(given["random"])
+        """With random numbers of the grader's choice, its meter and, for a module, its parameters."""
+        torch.manual_seed(given["seed"])
         if "parameters" not in given:
             yield _metered(given["meter"], target) if given["meter"] else target
             return
@@ -127,10 +123,8 @@ class Callback:
         return lambda *arguments, **named: self._peer.call(self._number, *arguments, method=name, named=named)
 
 
-def _metered(meter: str | None, function: Callable[..., Any]) -> Any:
-    """The function; with a meter, its reading instead of its value."""
-    if meter is None:
-        return function
+def _metered(meter: str, function: Callable[..., Any]) -> Any:
+    """The function, which gives the reading of a meter instead of its value."""
 
     def read(*arguments: Any, **named: Any) -> int:
         with METERS[meter]() as reading:

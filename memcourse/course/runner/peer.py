@@ -25,6 +25,7 @@ from .wire import BadMessage, Connection, HungUp, Late
 LONGEST_TEXT = 4000
 LONGEST_INT = 1 << 12  # bits
 MOST_NAMED_TUPLES, MOST_FIELDS = 100, 64
+UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, StopIteration)
 Graph = tuple[list[Tensor], list[Tensor]]  # what was given to a call, and what of its results depends on something
 
 
@@ -58,7 +59,7 @@ class Peer:
         self.graphs: dict[int, Graph] = {}
         self.released: list[int] = []
         self.named_tuples: dict[int, type] = {}  # number there -> what stands here for a named tuple's class
-        self.kinds: dict[type, int] = {}  # the other way round
+        self.tuple_numbers: dict[type, int] = {}  # the other way round
         self.questions = {"call": self.serve_call, "back": self.serve_back}
         self.calls = 0
 
@@ -99,7 +100,7 @@ class Peer:
             return {"yours": number}
         if isinstance(value, tuple) and hasattr(kind, "_fields"):
             items = [self.encode(item, parcel) for item in value]
-            of = {"yours": self.kinds[kind]} if kind in self.kinds else {"mine": self.hand_out(kind)}
+            of = {"yours": self.tuple_numbers[kind]} if kind in self.tuple_numbers else {"mine": self.hand_out(kind)}
             return {"named": kind.__name__, **of, "fields": list(kind._fields), "items": items}
         if isinstance(value, list | tuple):
             return {"list" if isinstance(value, list) else "tuple": [self.encode(item, parcel) for item in value]}
@@ -129,7 +130,7 @@ class Peer:
         """The value again.  Raises BadMessage for what `encode` does not make."""
         try:
             return self._decode(node, tensors)
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        except UNREADABLE as error:
             raise BadMessage(f"a value cannot be read: {type(error).__name__}") from None
 
     def _decode(self, node: Any, tensors: Sequence[Tensor]) -> Any:
@@ -179,7 +180,7 @@ class Peer:
             if len(self.named_tuples) >= MOST_NAMED_TUPLES or len(fields) > MOST_FIELDS:
                 raise BadMessage("more named tuples, or larger ones, than make sense")
             made = self.named_tuples[node["mine"]] = namedtuple(name, fields)
-            self.kinds[made] = node["mine"]
+            self.tuple_numbers[made] = node["mine"]
         return self.named_tuples[node["mine"]]
 
     # ---- questions and replies
@@ -195,18 +196,24 @@ class Peer:
             "named": self.encode(named, parcel),
             "given": {key: self.encode(value, parcel) for key, value in more.items()},
         }
-        return self.ask("call", body, parcel)
+        return self.ask("call", body, parcel, arguments)
 
-    def ask(self, do: str, body: dict[str, Any], parcel: Parcel) -> Any:
+    def follow(self, changed: Sequence[tuple[Tensor, Tensor]], refilled: Sequence[Any]) -> None:
+        """What the callee changed in place: tensors, with their numbers now, and arguments with other contents."""
+        for here, now in changed:
+            here.data.copy_(now)
+
+    def ask(self, do: str, body: dict[str, Any], parcel: Parcel, arguments: Sequence[Any] = ()) -> Any:
         """The value that a question gives; what the callee changed in place is changed here too."""
         self.calls += 1
         call = self.calls
         how = {"do": do, "id": call, "kinds": parcel.kinds(), "gradient": torch.is_grad_enabled()}
         reply, tensors = self.exchange(body | how, parcel.tensors)
         try:
-            depends = [i for i in reply["depends"] if torch.is_grad_enabled() and tensors[i].is_floating_point()]
-            for place, changed in reply["changed"]:
-                parcel.tensors[place].data.copy_(tensors[changed])
+            depends = [i for i in reply["depends"] if torch.is_grad_enabled() and _differentiable(tensors[i])]
+            changed = [(parcel.tensors[place], tensors[now]) for place, now in reply["changed"]]
+            refilled = [arguments[place] for place in reply["refilled"]]
+            self.follow(changed, refilled)
         except (KeyError, IndexError, TypeError, RuntimeError):
             raise BadMessage("a reply cannot be read") from None
         if depends:
@@ -268,8 +275,11 @@ class Peer:
         with torch.set_grad_enabled(bool(body["gradient"])):
             # what was computed may be changed in place, a leaf may not: the same here as where it came from
             handed = [t.clone() if k == "node" else t for t, k in zip(leaves, body["kinds"], strict=True)]
-            value = self.carry_out(body, handed)
+            arguments = self.decode(body["args"], handed)
+            contents = [_contents(argument) for argument in arguments]
+            value = self.carry_out(body, arguments, handed)
             shown = self.encode(value, parcel)
+        refilled = [i for i, (now, was) in enumerate(zip(arguments, contents, strict=True)) if _contents(now) != was]
         depends = [i for i, tensor in enumerate(parcel.tensors) if tensor.requires_grad]
         if depends and body["gradient"]:
             given = [leaf for leaf, kind in zip(leaves, body["kinds"], strict=True) if kind]
@@ -279,13 +289,13 @@ class Peer:
             for place, (now, was) in enumerate(zip(handed, before, strict=True))
             if not _same_bytes(now, was)
         ]
-        return {"value": shown, "depends": depends, "changed": changed}
+        return {"value": shown, "depends": depends, "changed": changed, "refilled": refilled}
 
-    def carry_out(self, body: dict[str, Any], tensors: Sequence[Tensor]) -> Any:
+    def carry_out(self, body: dict[str, Any], arguments: Sequence[Any], tensors: Sequence[Tensor]) -> Any:
         target, method = self.handed_out[body["thing"]], body["method"]
         if not self.may(target, method):
             raise BadMessage("a call of what was not handed out")
-        arguments, named = self.decode(body["args"], tensors), self.decode(body["named"], tensors)
+        named = self.decode(body["named"], tensors)
         with self.around(target, {key: self.decode(node, tensors) for key, node in body["given"].items()}) as ready:
             function = getattr(ready, method) if method else ready
             return function(*arguments, **named)
@@ -339,6 +349,17 @@ def _dtype(name: Any) -> torch.dtype:
     if not isinstance(found, torch.dtype):
         raise BadMessage("a dtype that does not exist")
     return found
+
+
+def _differentiable(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _contents(value: Any) -> Any:
+    """Which things a list or a dict holds, at every depth; not what is in them."""
+    if isinstance(value, dict):
+        return {key: _contents(part) for key, part in value.items()}
+    return [_contents(part) for part in value] if isinstance(value, list | tuple) else id(value)
 
 
 def _same_bytes(one: Tensor, other: Tensor) -> bool:

@@ -8,7 +8,6 @@ calls (`session`, `stand_ins`).  Plain tensors, numbers and strings come back, a
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,10 +19,10 @@ from memcourse.course.left_out import left_out
 from memcourse.course.runner import confine
 from memcourse.course.runner.traces import error_text, own_line
 from memcourse.course.sandbox.processes import SandboxFault
-from memcourse.course.sandbox.session import Ended, Session, Stopped, opened, strongest
+from memcourse.course.sandbox.session import LATE, Ended, Session, opened, strongest
 from memcourse.course.statements import Definition
 
-__all__ = ["MEMORY", "SandboxFault", "Stopped", "offered", "run"]
+__all__ = ["LATE", "MEMORY", "SandboxFault", "offered", "run"]
 
 MEMORY = 1 << 30  # bytes that an answer may use beyond what the course itself takes
 LONGEST_MESSAGE = 4000
@@ -43,27 +42,24 @@ def run(
     seconds: float | None = None,
     memory_bytes: int = MEMORY,
     folder: Path | None = None,
-    stop: threading.Event | None = None,
     level: str | None = None,
 ) -> Report:
     """Build the answer from `closure` in a process of its own, check it from here, and report.
 
-    seconds: the time that the answer has (the exercise's own limit unless given); starting the process does
-    not count. folder:  where the answer's own modules are found: the notebook's folder. stop:    set it from
-    another thread to kill the process; `Stopped` is raised. level: how the process is confined, the strongest
-    that the system offers unless named; `SandboxFault` where it does not offer it.
+    seconds   the time that the answer has, the exercise's own limit unless given; starting the process does not count
+    folder    where the answer's own modules are found: the notebook's folder
+    level     how the process is confined, the strongest that the system offers unless named; SandboxFault where it
+              does not offer it
 
     From one thread of a process at a time: the checks use its random numbers.
     """
     level = offered(level)
     limit = exercise.time_limit if seconds is None else seconds
     limits = asdict(confine.Limits(memory_bytes=memory_bytes, cpu_seconds=int(limit) + 10))
-    with opened(left_out(exercise), level=level, seconds=limit, limits=limits, folder=folder, stop=stop) as session:
+    with opened(left_out(exercise), level=level, seconds=limit, limits=limits, folder=folder) as session:
         report = _checked(exercise, closure, session)
-    if session.stopped:
-        raise Stopped
     if session.fault:
-        report = _crashed(exercise, session.fault)
+        report = _crashed(exercise, session.said_of_its_end)
     message = _printable(report.message)
     if report.outcome == "crashed" and any(sign in message for sign in OUT_OF_MEMORY):
         message = f"It used more than {_size(memory_bytes)} of memory.\n{message}"
@@ -92,15 +88,21 @@ def _checked(exercise: Exercise, closure: Sequence[Definition], session: Session
         own = own_line(error, frozenset())
         where = f", at {own.where}:\n    {own.text}" if own else ":"
         return _crashed(exercise, f"It stopped while it was defined{where}\n{error_text(error)}")
+    hidden = tuple(check for check in exercise.properties if getattr(check, "hidden", False))
+    known = dataclasses.replace(exercise, properties=tuple(c for c in exercise.properties if c not in hidden))
     try:
-        report = engine.run(exercise, answer)
-        if report.outcome != "passed" or not (exercise.asks_for_code and exercise.fresh_numbers):
-            return report
-        again = engine.run(on_fresh_numbers(exercise), answer)
-        if again.outcome == "passed":
-            return report
-        message = f"the cases of the check pass, and with other numbers in them it is {again.outcome}.\n{again.message}"
-        return dataclasses.replace(report, outcome="wrong", points=0, message=message)
+        report = engine.run(known if hidden else exercise, answer)
+        if report.outcome == "passed" and exercise.asks_for_code and exercise.fresh_numbers:
+            again = engine.run(on_fresh_numbers(exercise), answer)
+            if again.outcome != "passed":
+                said = f"the cases of the check pass, and with other numbers in them it is {again.outcome}."
+                return dataclasses.replace(report, outcome="wrong", points=0, message=f"{said}\n{again.message}")
+        if report.outcome == "passed" and hidden:  # last: an answer could tell what it was called with
+            session.secret = True
+            last = engine.run(dataclasses.replace(known, properties=hidden), answer)
+            stages = report.stages + last.stages[len(report.stages) :]
+            report = dataclasses.replace(last, stages=stages)
+        return report
     except Ended as end:
         return _crashed(exercise, str(end))
     except Exception as error:

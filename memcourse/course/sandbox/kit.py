@@ -18,8 +18,10 @@ import numpy
 import torch
 
 import memcourse
+from memcourse.course.start import repository
 
 HERE = Path(__file__).parent
+CLONE = ("memcourse", "chapters", "exercises", "solutions", "source", "tests")  # what an environment may lie beside
 LEFT_OUT = """\
 raise ImportError(
     "memcourse.{module} is what this chapter teaches, and grading leaves it out: write the answer without it"
@@ -66,4 +68,11 @@ def readable() -> list[str]:
 
 def hidden() -> list[str]:
     """What of memcourse may lie among the libraries."""
-    return [str(path) for folder in libraries() for path in Path(folder).glob("memcourse*")]
+    installed = [path for folder in libraries() for path in Path(folder).glob("memcourse*")]
+    clone = repository()
+    seen = [Path(folder).resolve() for folder in readable()]
+    if any(clone != folder and clone.is_relative_to(folder) for folder in seen):
+        installed.append(clone)
+    if clone in seen:
+        installed += [clone / part for part in CLONE if (clone / part).exists()]
+    return [str(path) for path in installed]

@@ -16,6 +16,7 @@ from typing import Any
 
 from memcourse.course.sandbox import kit
 
+MOST_ZYGOTES = 2  # each holds a hundred megabytes
 STARTUP = 120.0  # seconds; a cold disk and an old laptop take twenty to import torch
 Process = tuple[int, Callable[[float], int | None]]  # its number, and what ends it and says how it ended
 FORKS = hasattr(os, "fork")
@@ -114,9 +115,13 @@ _zygotes: dict[Path, Zygote] = {}
 
 
 def _zygote(folder: Path) -> Zygote:
-    if folder not in _zygotes or not _zygotes[folder].alive:
-        _zygotes[folder] = Zygote(folder)
-    return _zygotes[folder]
+    zygote = _zygotes.pop(folder, None)
+    if zygote is None or not zygote.alive:
+        zygote = Zygote(folder)
+    _zygotes[folder] = zygote  # the last one used is the last one
+    if len(_zygotes) > MOST_ZYGOTES:
+        _zygotes.pop(next(iter(_zygotes))).closed()
+    return zygote
 
 
 def run_alone(folder: Path, link: socket.socket, order: dict[str, Any]) -> Process:
@@ -166,7 +171,10 @@ def clock_of(pid: int, level: str) -> Callable[[], float]:
     """
     if sys.platform != "linux" or level == "limits":
         return time.perf_counter
-    while children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        pid = int(children[0])  # those above it wait for it
+    try:
+        while children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            pid = int(children[0])  # those above it wait for it
+    except OSError:
+        return time.perf_counter
     number = ~pid << 3 | 2  # see clock_getcpuclockid
     return lambda: time.clock_gettime(number)

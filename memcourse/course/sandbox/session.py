@@ -24,9 +24,7 @@ from memcourse.course.sandbox import kit
 from memcourse.course.sandbox.processes import STARTUP, SandboxFault, begun, clock_of
 from memcourse.course.sandbox.stand_ins import Asking
 
-
-class Stopped(Exception):
-    """`stop` was set while the answer ran."""
+LATE = "It took longer than"
 
 
 class Ended(BaseException):
@@ -39,17 +37,17 @@ class Session(Asking):
     seconds_used: how long the grader has waited for it.   fault: why it ended before its time, if it did.
     """
 
-    passing = (HungUp, Late, Stopped, Ended, KeyboardInterrupt)
+    passing = (HungUp, Late, Ended, KeyboardInterrupt)
 
     def __init__(self, connection: Connection, seconds: float) -> None:
         super().__init__(connection)
         self.allowed, self.seconds_used, self.fault = seconds, 0.0, ""
-        self.stopped = False
+        self.secret = False  # what is asked now must not be told
         self._depth = 0
 
-    def ask(self, do: str, body: dict[str, Any], parcel: Parcel) -> Any:
+    def ask(self, do: str, body: dict[str, Any], parcel: Parcel, arguments: Sequence[Any] = ()) -> Any:
         with self._ending():
-            return super().ask(do, body, parcel)
+            return super().ask(do, body, parcel, arguments)
 
     def back(self, call: int, gradients: Sequence[Tensor]) -> list[Tensor | None]:
         with self._ending():
@@ -67,6 +65,11 @@ class Session(Asking):
             self._depth -= 1
             self.seconds_used += time.monotonic() - since
 
+    @property
+    def said_of_its_end(self) -> str:
+        """The fault; of one that came while hidden checks ran, nothing that an answer could choose."""
+        return "It ended while hidden checks ran." if self.secret else self.fault
+
     @contextmanager
     def _ending(self) -> Iterator[None]:
         """What ends the conversation is kept as its fault, and nothing is asked any more."""
@@ -75,11 +78,9 @@ class Session(Asking):
                 yield
                 return
             except Late:
-                self.fault = f"It took longer than {self.allowed:g} s, and was stopped."
+                self.fault = f"{LATE} {self.allowed:g} s, and was stopped."
             except HungUp:
                 self.fault = "It ended"
-            except Stopped:
-                self.stopped, self.fault = True, "It was stopped"
             except BadMessage as fault:
                 self.fault = f"What it returned could not be read: {fault}."
         raise Ended(self.fault)
@@ -93,7 +94,6 @@ def opened(
     seconds: float,
     limits: dict[str, int],
     folder: Path | None,
-    stop: Any = None,
 ) -> Iterator[Session]:
     """A process for one answer, ready to be told its definitions.  Raises SandboxFault where none can be started."""
     confine.shield()  # else an answer of the same user could write into this process's memory
@@ -102,7 +102,7 @@ def opened(
         (pid, end), link = begun(place, level, limits, scratch, folder)
         patience = 0.0
         try:
-            connection = Connection(link, None if stop is None else lambda: _unless_stopped(stop))
+            connection = Connection(link)
             connection.deadline = time.monotonic() + STARTUP
             first = _first_word(connection)
             if "fault" in first:
@@ -141,18 +141,16 @@ def _scratch() -> Iterator[str]:
         yield inner
     finally:
         if sys.platform != "win32":  # folders in folders, a thousand deep, are too many for shutil
-            subprocess.run(["rm", "-rf", "--", outer], stderr=subprocess.DEVNULL, check=False)
+            with suppress(OSError):  # no `rm`
+                subprocess.run(["rm", "-rf", "--", outer], stderr=subprocess.DEVNULL, check=False)
         shutil.rmtree(outer, ignore_errors=True)
-
-
-def _unless_stopped(stop: Any) -> None:
-    if stop.is_set():
-        raise Stopped
 
 
 @cache
 def strongest() -> str:
-    """The strongest level that this system offers."""
+    """The strongest level that this system offers.  Raises SandboxFault where it offers none."""
+    if not confine.available():
+        raise SandboxFault(confine.why_not(confine.LEVELS[0]))
     return confine.available()[-1]
 
 

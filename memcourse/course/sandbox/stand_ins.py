@@ -9,12 +9,14 @@ from __future__ import annotations
 import inspect
 import time
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from memcourse.course.exercise import Wrong
 from memcourse.course.runner.errors import LONGEST_TEXT
 from memcourse.course.runner.peer import Parcel, Peer
 from memcourse.course.runner.portable import Recipe
@@ -52,6 +54,7 @@ class Asking(Peer):
         super().__init__(connection)
         self.known: dict[int, Any] = {}  # number -> what stands for it
         self.clock: Callable[[], float] = time.perf_counter
+        self.arguments_stay = False  # while a property is checked, which may look at them again
         self.another: Callable[..., Asking]  # a process of the same kind, with as much memory_bytes
         self.defined: tuple[list[dict[str, Any]], str] = [], ""
 
@@ -64,17 +67,17 @@ class Asking(Peer):
         return self.ask("get", {"thing": number, "attribute": attribute}, Parcel())
 
     def call(self, number: int, *arguments: Any, meter: str | None = None, **more: Any) -> Any:
-        """As if it ran here: with the random numbers of this process, which go on from where it left them."""
-        return super().call(number, *arguments, random=torch.get_rng_state(), meter=meter, **more)
+        """With a seed of this process's random numbers, so that a seed here repeats what is random there."""
+        seed = int(torch.randint(1 << 62, ()))
+        return super().call(number, *arguments, seed=seed, meter=meter, **more)
 
-    def exchange(self, body: dict[str, Any], sent: Sequence[Tensor]) -> tuple[dict[str, Any], list[Tensor]]:
-        reply, tensors = super().exchange(body, sent)
-        if "random" in reply:
-            try:
-                torch.set_rng_state(tensors[reply["random"]])
-            except (IndexError, TypeError, RuntimeError):
-                raise BadMessage("random numbers that cannot be read") from None
-        return reply, tensors
+    def follow(self, changed: Sequence[tuple[Tensor, Tensor]], refilled: Sequence[Any]) -> None:
+        if self.arguments_stay and (changed or refilled):
+            raise Wrong("it changes an argument in place: whoever calls it finds the argument spoiled")
+        super().follow(changed, refilled)
+        for argument in refilled:  # its contents are not sent back: it is enough that they differ
+            if isinstance(argument, dict | list):
+                argument.clear()
 
     def error(self, shown: Any) -> Exception:
         """With the answer's own line, and with what Python says of the error where it was raised."""
@@ -180,6 +183,15 @@ class RemoteFunction(Remote):
     def clock(self) -> float:
         """Seconds that the answer has taken, from some moment on."""
         return self._peer.clock()
+
+    @contextmanager
+    def keeping_arguments(self) -> Iterator[None]:
+        """A change of an argument in place raises Wrong here, and is not followed."""
+        self._peer.arguments_stay = True
+        try:
+            yield
+        finally:
+            self._peer.arguments_stay = False
 
     def with_memory(self, memory_bytes: int) -> RemoteFunction:
         """The same answer in another process that may use less."""
