@@ -13,10 +13,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from memcourse.course import sandbox
 from memcourse.course.answers import collect
 from memcourse.course.checks import all_exercises
+from memcourse.course.classroom.extra_checks import STAGE, _hidden
 from memcourse.course.runner import confine
 from memcourse.course.sandbox import processes, session
 
@@ -317,3 +319,33 @@ def test_the_module_that_the_chapter_teaches_is_left_out(line):
 def test_the_course_is_not_there():
     report = run(answer("import memcourse.course.checks.attention_oracles"))
     assert "No module named 'memcourse.course'" in report.message
+
+
+def compares_on_secret_numbers(answer):
+    query, key = torch.full((1, 5), 1234.5), torch.randn(7, 5)
+    assert torch.allclose(answer(query, key), (query @ key.T / 5**0.5).softmax(-1))
+
+
+SECRETLY = dataclasses.replace(EXERCISE, properties=(*EXERCISE.properties, _hidden(compares_on_secret_numbers)))
+RIGHT = "(query @ key.mT / query.shape[-1] ** 0.5).softmax(-1)"
+
+
+def secretly(code):
+    return sandbox.run(SECRETLY, collect([f"import os, torch\n{code}"]).closure("attention_weights"))
+
+
+def test_a_hidden_check_is_not_passed_by_spoiling_what_it_compares_with():
+    body = f"    if len(query) > 1: return {RIGHT}\n    query.zero_()\n    return torch.full((1, len(key)), 1 / 7)"
+    report = secretly(f"def attention_weights(query, key):\n{body}")
+    assert (report.outcome, report.points) != ("passed", EXERCISE.points) and report.points == 0
+    good = secretly(f"def attention_weights(query, key):\n    return {RIGHT}")
+    assert (good.outcome, good.stages[-1]) == ("passed", STAGE)
+
+
+@pytest.mark.parametrize("end", ["raise ValueError(str(seen))", "os._exit(int(seen[-1]) % 256)"])
+def test_what_a_hidden_check_asks_is_not_told(end):
+    body = f"    seen.append(query.max().item())\n    if query.max() > 1000: {end}\n    return {RIGHT}"
+    report = secretly(f"seen = []\ndef attention_weights(query, key):\n{body}")
+    assert report.outcome != "passed" and report.points == 0 and "1234" not in report.message
+    if "_exit" in end:
+        assert report.message == "It ended while hidden checks ran."
