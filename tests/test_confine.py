@@ -288,7 +288,8 @@ for child in children:
     os.kill(child, 9), os.waitpid(child, 0)
 """
     error, started = server.run("limits", code, processes=9).said
-    assert error == "BlockingIOError" and started <= 9
+    # the system counts all processes of the user, and others of an ordinary user may end meanwhile
+    assert error == "BlockingIOError" and started <= 9 + 5
 
 
 @in_a_world_of_its_own
