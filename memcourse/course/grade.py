@@ -17,7 +17,7 @@ from rich.text import Text
 
 from memcourse.course import sandbox
 from memcourse.course.answers import Definitions, NotACourseNotebook, Notebook, collect, read
-from memcourse.course.checks import CHAPTERS, exercises, find
+from memcourse.course.checks import CHAPTERS, chapter_of, exercises, find
 from memcourse.course.classroom.pool import Pool
 from memcourse.course.exercise import Exercise, Outcome, Report
 from memcourse.course.start import find_copy, learner_of
@@ -96,7 +96,7 @@ def default_notebooks() -> list[Path]:
 
 def notebook_of(exercise: Exercise) -> Path:
     """The notebook of the learner's copy that asks this exercise. Raises NotACourseNotebook without one."""
-    chapter = next(chapter for chapter in CHAPTERS if exercise in exercises(chapter))
+    chapter = chapter_of(exercise)
     named = [path for path in default_notebooks() if path.stem == chapter]
     if not named:
         raise NotACourseNotebook(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import memcourse
-from memcourse.course.checks import CHAPTERS, exercises
+from memcourse.course.checks import CHAPTERS, chapter_of
 from memcourse.course.exercise import Exercise
 from memcourse.course.statements import Definition
 
@@ -18,7 +18,7 @@ def left_out(exercise: Exercise) -> tuple[str, ...]:
     """("attention",) for an exercise of that chapter; none where the exercise is to use the library."""
     if exercise.kind == "use the library":
         return ()
-    slug = next(CHAPTERS[chapter] for chapter in CHAPTERS if any(e.id == exercise.id for e in exercises(chapter)))
+    slug = CHAPTERS[chapter_of(exercise)]
     taught = (slug, *TAUGHT_WITH.get(slug, ()))
     return tuple(name for name in taught if (Path(memcourse.__file__).parent / f"{name}.py").exists())
 

@@ -35,6 +35,11 @@ def all_exercises() -> tuple[Exercise, ...]:
     return tuple(exercise for chapter in CHAPTERS for exercise in exercises(chapter))
 
 
+def chapter_of(exercise: Exercise) -> str:
+    """The chapter that asks this exercise, or the one that it is a variant of, such as "01_attention"."""
+    return next(chapter for chapter in CHAPTERS if any(other.id == exercise.id for other in exercises(chapter)))
+
+
 def find(id: str) -> Exercise:
     """The exercise with this id, such as "1.2".  UnknownExercise names those that begin so, or the nearest."""
     by_id = {exercise.id: exercise for exercise in all_exercises()}

@@ -20,9 +20,8 @@ from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple, Self
 
-from memcourse.course.sandbox import SandboxFault
+from memcourse.course.sandbox.processes import STARTUP, SandboxFault
 
-STARTUP = 120.0  # seconds; a cold disk and an old laptop take twenty to import torch
 READY = "ready"
 PATIENCE = 5.0  # seconds that a process has to end its answer and itself
 

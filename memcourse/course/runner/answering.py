@@ -93,10 +93,10 @@ class Answering(Peer):
         parameters = self.decode(shown["parameters"], tensors)
         for name, tensor, learns in parameters:
             parameter = nn.Parameter(tensor, requires_grad=learns)
-            _place(module, name, parameter)
+            place(module, name, parameter)
             self.parameters[id(parameter)] = parameter, [shown["thing"], name]
         for name, tensor in self.decode(shown["buffers"], tensors):
-            _place(module, name, tensor)
+            place(module, name, tensor)
         module.train(shown["training"])
         self.given[id(module)] = module, shown["thing"]
         return module
@@ -174,7 +174,7 @@ def _rebuilt(name: str, config: dict[str, Any] | None) -> nn.Module:
     return module
 
 
-def _place(module: nn.Module, path: str, tensor: Tensor) -> None:
+def place(module: nn.Module, path: str, tensor: Tensor) -> None:
     """Put a tensor at its place in a tree of modules, which grows where it has to."""
     *owners, name = path.split(".")
     for part in owners:

@@ -22,7 +22,6 @@ from torch.autograd.function import once_differentiable
 from . import errors
 from .wire import BadMessage, Connection, HungUp, Late
 
-LONGEST_TEXT = 4000
 LONGEST_INT = 1 << 12  # bits
 MOST_NAMED_TUPLES, MOST_FIELDS = 100, 64
 UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, StopIteration)

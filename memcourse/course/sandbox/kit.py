@@ -52,6 +52,7 @@ def _temporary() -> Path:
     return made
 
 
+@cache
 def libraries() -> list[str]:
     """The folders that torch, NumPy and the rest are imported from."""
     folders = {Path(module.__file__).parents[1] for module in (torch, numpy) if module.__file__}
@@ -60,12 +61,14 @@ def libraries() -> list[str]:
     return sorted(str(folder) for folder in folders)
 
 
+@cache
 def readable() -> list[str]:
     """Python, the libraries and what both lean on, for a level at which an answer sees nothing else."""
     folders = [sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix, *libraries()]
     return list(dict.fromkeys([*folders, *(str(Path(folder).resolve()) for folder in folders)]))
 
 
+@cache
 def hidden() -> list[str]:
     """What of memcourse may lie among the libraries."""
     installed = [path for folder in libraries() for path in Path(folder).glob("memcourse*")]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from memcourse.course.exercise import Wrong
+from memcourse.course.runner.answering import place
 from memcourse.course.runner.errors import LONGEST_TEXT
 from memcourse.course.runner.peer import Parcel, Peer
 from memcourse.course.runner.portable import Recipe
@@ -225,15 +226,9 @@ class RemoteParts(nn.Module):
     def __init__(self, peer: Asking, number: int, parameters: Any) -> None:
         super().__init__()
         for path, tensor, learns in parameters:
-            *owners, name = path.split(".")
-            if len(owners) > DEEPEST:
+            if path.count(".") > DEEPEST:
                 raise BadMessage("a parameter far too deep")
-            owner: nn.Module = self
-            for part in owners:
-                if part not in owner._modules:
-                    owner.add_module(part, nn.Module())
-                owner = owner.get_submodule(part)
-            owner.register_parameter(name, nn.Parameter(tensor, requires_grad=bool(learns)))
+            place(self, path, nn.Parameter(tensor, requires_grad=bool(learns)))
         self._peer, self._number = peer, number
 
     def __getattr__(self, attribute: str) -> Any:
